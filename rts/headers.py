@@ -36,6 +36,8 @@ TYPE_SOURCES = ("explicit", "task", "inferred")
 LEARNED = "quantile"
 #: Header that the deadline order gives a message that it drops as hopeless.
 DROPPED_HEADER = "rts_dropped"
+#: Header of a message with an eta: when it was published, epoch seconds.
+PUBLISHED_HEADER = "rts_published"
 
 _REQUESTABLE = frozenset(REQUESTABLE)
 

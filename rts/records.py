@@ -150,6 +150,9 @@ class Execution(NamedTuple):
     #: When the retry that the run asked for may start; ``None`` where it asked for none, or
     #: this is unknown.
     again_at: float | None = None
+    #: When the message was first published, if it had an eta; ``None`` where it had none, the
+    #: producer does not have rts, or the run could not write its own end.
+    published_at: float | None = None
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""

@@ -22,7 +22,7 @@ BATCH = 10_000
 _FIELDS = (
     *("task_id", "name", "task_type", "arrival", "deadline", "tau", "started_at"),
     *("completed_at", "runtime_s", "state", "cause", "sla_success", "retries", "worker", "pid"),
-    *("priority", "again_at"),
+    *("priority", "again_at", "published_at"),
 )
 
 
@@ -109,6 +109,7 @@ def _run(document: dict[str, Any], families: _Families) -> Run | None:
     started_at, completed_at = started.timestamp(), document["completed_at"].timestamp()
     runtime_s = finite(document["runtime_s"])
     task_id, again_at = document["task_id"], document.get("again_at")
+    published_at = document.get("published_at")
     return Run(
         name=intern(document["name"]),
         task_type=intern(document["task_type"]),
@@ -128,4 +129,5 @@ def _run(document: dict[str, Any], families: _Families) -> Run | None:
         again_at=None if again_at is None else again_at.timestamp(),
         key=intern(task_id) if task_id in families.publishers else "",
         parent=families.parents.get(task_id, ""),
+        published_at=None if published_at is None else published_at.timestamp(),
     )

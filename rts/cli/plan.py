@@ -71,7 +71,7 @@ def command(
     question = Question(
         found.jobs,
         target,
-        lambda slots: found.order(order, slots),
+        lambda slots: found.workers_of(slots, order),
         found.settings,
         found.conditions,
         by_type=by == "type",

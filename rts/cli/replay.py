@@ -138,7 +138,7 @@ def outcomes(
     return finished(
         found.jobs if jobs is None else jobs,
         slots,
-        found.order(order, slots),
+        found.workers_of(slots, order),
         found.settings,
         conditions=found.conditions,
     )

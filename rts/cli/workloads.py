@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
 from statistics import fmean
@@ -15,16 +15,16 @@ import click
 from rts.cli.common import Number, instant, ledger_of, progress_bar, window, with_progress
 from rts.cli.ledger_runs import MAX_RUNS, count, runs
 from rts.cli.probes import fleet_now
-from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER, share_of_slots
+from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import CommandError
 from rts.scheduling.priority import ranking
 from rts.scheduling.worker_capacity import prefetch_per_slot
 from rts.settings import Settings
-from rts.simulation.orders import LeastFirst, Order, order_of
-from rts.simulation.prefetch import Prefetched, split
+from rts.simulation.orders import LeastFirst, order_of
 from rts.simulation.recording import recording
 from rts.simulation.simulator import Conditions
 from rts.simulation.traces import Job, read_trace, with_types
+from rts.simulation.workers import Workers, split
 from rts.views.json_values import iso
 
 #: Seconds between two runs of a slot if the recording does not tell: Celery's own overhead.
@@ -97,14 +97,14 @@ class Workload:
     #: Start and end.
     window: tuple[datetime, datetime] | None = None
 
-    def order(self, name: str, slots: int) -> Order:
-        """Return a new order for *slots*, in workers like the recorded ones."""
-        several = len(self.workers) > 1
-        if name == "fifo" and (several or self.prioritised):
-            workers = split(slots, self.workers if several else ())
-            queue = LeastFirst(lambda task: task.rank) if self.prioritised else None
-            return Prefetched(workers, self.held_per_slot, queue)
-        return order_of(name, self.settings)
+    def workers_of(self, slots: int, order: str) -> Workers:
+        """Return new workers, with *slots* in all, like the recorded ones."""
+        workers, queue = split(slots, self.workers), order_of(order, self.settings)
+        if order != "fifo":
+            return Workers(workers, queue)
+        if self.prioritised:
+            queue = LeastFirst(lambda task: task.rank)
+        return Workers(workers, queue, self.held_per_slot)
 
     @cached_property
     def prioritised(self) -> bool:
@@ -171,14 +171,13 @@ def workload(options: WorkloadOptions, settings: Settings, app: Any) -> Workload
             f"no task ran from {iso(asked[0])} to {iso(asked[1])}. rts status shows whether "
             "records are waiting, and --since looks further back"
         )
-    hopeless_slots = share_of_slots(settings.hopeless_slots, past.workers)
     return Workload(
         jobs=past.jobs,
         met=past.met,
         slots=past.slots,
         workers=past.workers,
         held_per_slot=held_per_slot(app.conf),
-        settings=replace(settings, hopeless_slots=hopeless_slots),
+        settings=settings,
         conditions=Conditions(options.speed, options.k, _overheads(options, past.overheads)),
         origin=f"ended from {iso(asked[0])} to {iso(asked[1])}",
         window=asked,

@@ -141,6 +141,8 @@ def _assignment(e: Execution, learned: Learned | None, shared: Document) -> Docu
         assignment["priority"] = e.priority
     if e.again_at is not None:
         assignment["again_at"] = _datetime(e.again_at)
+    if e.published_at is not None:
+        assignment["published_at"] = _datetime(e.published_at)
     if e.started_at is not None and e.arrival == e.arrival:
         # A host whose clock lags a little may start a task "before" it arrived.
         assignment["queueing_delay_s"] = max(0.0, e.started_at - e.arrival)

@@ -56,6 +56,7 @@ def is_storable(e: Execution, learned: Learned | None) -> bool:
         + (0 if e.max_rss_bytes is None else e.max_rss_bytes)
         + (0 if e.pid is None else e.pid)
         + (0.0 if e.again_at is None else e.again_at)
+        + (0.0 if e.published_at is None else e.published_at)
     )  # fmt: skip
     if learned is not None:
         total += (
@@ -160,7 +161,9 @@ _TEXTS = (
     *("run_id", "task_id", "name", "task_type", "type_source", "arrival_source"),
     *("worker", "instance", "state"),
 )
-_INSTANTS = ("arrival", "deadline", "started_at", "completed_at", "again_at")
+_INSTANTS = (
+    *("arrival", "deadline", "started_at", "completed_at", "again_at", "published_at"),
+)
 #: How each field is cleaned.
 _KINDS: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(_TEXTS, text),

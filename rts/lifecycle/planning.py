@@ -14,6 +14,7 @@ from rts.deadlines import MAX_INSTANT, deadline
 from rts.fields import priority_of
 from rts.headers import (
     NO_REQUEST,
+    PUBLISHED_HEADER,
     REQUESTABLE,
     Request,
     instant,
@@ -104,6 +105,9 @@ class Planner:
             if "rts_type_source" in headers:
                 _drop_copied_type(headers, current)
             plan = self.plan(name, headers, priority)
+            headers.pop(PUBLISHED_HEADER, None)
+            if headers.get("eta") is not None:
+                headers[PUBLISHED_HEADER] = self._clock.now()
             if self._settings.propagate_deadline:
                 plan = self._propagate(plan, name, headers, priority, current, body)
             if current is not None and (headers.get(NESTING) or OWED in current):

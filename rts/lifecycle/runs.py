@@ -21,6 +21,7 @@ from celery.states import REJECTED, RETRY
 from rts import forks
 from rts.clock import FleetClock
 from rts.fields import MAX_TEXT, priority_of, queue_of
+from rts.headers import PUBLISHED_HEADER, instant
 from rts.lifecycle.outcomes import again_at
 from rts.load.sample import MAX_AGE_S, LoadSample
 from rts.load.usage import ProcessMeter, ThreadMeter
@@ -68,6 +69,8 @@ class Run:
     slot: int | None
     #: Of its message; 0 where it has none.
     priority: int
+    #: When that was published, if it has an eta; ``None``: it has none, or this is unknown.
+    published_at: float | None
     #: By the meter's ``cpu_time``.
     cpu_start_s: float
     #: Whether the task has published another one in its place.
@@ -162,6 +165,8 @@ class Runs:
         run.plan = plan
         run.replaced = run.aborted = False
         run.load = load = self._sample
+        published = request.get(PUBLISHED_HEADER)
+        run.published_at = None if published is None else instant(published)
         run.started_at = started_at = self._clock.now()
         try:
             # Like Execution.to_json: the fields up to load_at_start, in order. A fixed number
@@ -211,7 +216,11 @@ class Runs:
         cause = '"rejected"' if state == REJECTED else '"killed"' if run.aborted else "null"
         completed_at = run.started_at + runtime_s
         more = f",{run.priority}" if run.priority else ""
-        if state == RETRY and (again := again_at(returned, completed_at)) is not None:
+        again = again_at(returned, completed_at) if state == RETRY else None
+        if run.published_at is not None:
+            at = "null" if again is None else f"{again:.6f}"
+            more = f",{run.priority},{at},{run.published_at:.6f}"
+        elif again is not None:
             more = f",{run.priority},{again:.6f}"
         end = (
             f",{completed_at:.6f},{runtime_s:.9f},{cpu_s:.6f},{peak_bytes},"

@@ -11,8 +11,8 @@
 True
 
 :mod:`~rts.simulation.simulator` plays the jobs of a trace (:mod:`~rts.simulation.traces`) or of
-the ledger (:mod:`~rts.simulation.recording`) in one of the :mod:`~rts.simulation.orders`, of
-which :mod:`~rts.simulation.prefetch` has that of workers which prefetch.
+the ledger (:mod:`~rts.simulation.recording`) in one of the :mod:`~rts.simulation.orders`, in
+which :mod:`~rts.simulation.workers` take them.
 :mod:`~rts.simulation.statistics` sums up the outcomes; :mod:`~rts.simulation.planning` finds
 the least number of slots that meets a target.
 """

@@ -32,6 +32,8 @@ class Waiting(NamedTuple):
     due: bool = True
     #: Where the order has priorities, the least rank goes first.
     rank: int = 0
+    #: Not to start before, such as its eta; a worker may take it earlier.
+    ready: float = -math.inf
 
 
 class Order:

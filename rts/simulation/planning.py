@@ -19,6 +19,7 @@ from rts.simulation.orders import Order
 from rts.simulation.simulator import IDEAL, Conditions, finished
 from rts.simulation.statistics import Tally
 from rts.simulation.traces import Job, offered_load
+from rts.simulation.workers import Workers
 
 #: Resamples on which the target has to be met.
 RESAMPLES = 10
@@ -62,8 +63,8 @@ class Question:
     jobs: Sequence[Job]
     #: Share of deadlines to meet, above 0 to 1.
     target: float
-    #: Returns a new order for a number of slots.
-    order: Callable[[int], Order]
+    #: Returns a new order, or workers, for a number of slots.
+    order: Callable[[int], Order | Workers]
     settings: Settings
     conditions: Conditions = IDEAL
     #: Whether each task type has to meet the target, not only all tasks together.

@@ -65,6 +65,8 @@ class Run(NamedTuple):
     key: str = ""
     #: The id of the task that has published it; '' where there is none.
     parent: str = ""
+    #: When it was published, if its eta was later; else ``None``.
+    published_at: float | None = None
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,9 @@ def _job(runs: Sequence[Run], rank: Callable[[int], int]) -> Job:
     first, last = runs[0], runs[-1]
     begins = (n for n in range(len(runs) - 1, 0, -1) if runs[n - 1].state == REPLACED)
     work = runs[next(begins, 0)]
-    arrival = first.started_at if first.retries else first.arrival
+    arrival, published_at = first.arrival, first.published_at
+    if first.retries:
+        arrival, published_at = first.started_at, None
     # Where the ledger does not tell when a run could start, the pause before it includes the
     # wait for a slot; assume that it was as long as the first one.
     waited_s = max(0.0, first.started_at - arrival)
@@ -245,7 +249,8 @@ def _job(runs: Sequence[Run], rank: Callable[[int], int]) -> Job:
             ready_at = run.arrival
         else:
             ready_at = before.again_at or run.started_at - waited_s
-        return Again(max(0.0, ready_at - before.completed_at), run.runtime_s)
+        pause_s = max(0.0, ready_at - before.completed_at)
+        return Again(pause_s, run.runtime_s, before.state == "RETRY")
 
     later = tuple(again(before, run) for before, run in pairwise(runs))
     end = KILLED
@@ -263,4 +268,5 @@ def _job(runs: Sequence[Run], rank: Callable[[int], int]) -> Job:
         lead_s=max(0.0, work.arrival - arrival),
         rank=rank(work.priority),
         key=first.key,
+        notice_s=0.0 if published_at is None else max(0.0, arrival - published_at),
     )

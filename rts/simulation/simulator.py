@@ -19,15 +19,17 @@ from rts.deadlines import deadline
 from rts.settings import Settings
 from rts.simulation.orders import Order, Waiting
 from rts.simulation.traces import KILLED, SUCCESS, Job
+from rts.simulation.workers import Workers
 from rts.tasktypes import UNTYPED, TaskType
 from rts.tau.memory import MemoryTauStore
 
 #: The instant of what does not happen.
 NEVER = math.inf
 
-#: Kinds of events, in the order in which those of one instant happen: a run ends, a job may run
-#: again, a job that another one has published arrives, and one that nobody published.
-_ENDS, _RESUMES, _PUBLISHED, _ARRIVES = range(4)
+#: Kinds of events, in the order in which those of one instant happen: a run ends, a job is
+#: queued again, one that was queued before is ready, one that another one publishes is queued,
+#: and one that nobody published.
+_ENDS, _RESUMES, _READY, _PUBLISHED, _ARRIVES = range(5)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Outcome(NamedTuple):
 def simulate(
     jobs: Sequence[Job],
     slots: int,
-    order: Order,
+    order: Order | Workers,
     settings: Settings,
     *,
     conditions: Conditions = IDEAL,
@@ -92,14 +94,15 @@ def simulate(
 def finished(
     jobs: Sequence[Job],
     slots: int,
-    order: Order,
+    order: Order | Workers,
     settings: Settings,
     *,
     conditions: Conditions = IDEAL,
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield position and outcome of each job as it finishes.
 
-    *slots*: tasks that run at a time, at least 1. k is that of *conditions*, else of the type,
+    *slots*: tasks that run at a time, at least 1, by one worker unless *order* has them
+    distributed. k is that of *conditions*, else of the type,
     else ``settings.sla_multiplier``. A type unknown to *settings* counts as ``mixed``.
 
     Raises:
@@ -109,7 +112,8 @@ def finished(
         raise ValueError(f"slots = {slots}: use at least 1")
     if not conditions.speed > 0:
         raise ValueError(f"speed = {conditions.speed}: use a number above 0")
-    return _Simulation(jobs, slots, order, settings, conditions).play()
+    workers = order if isinstance(order, Workers) else Workers([slots], order)
+    return _Simulation(jobs, workers, settings, conditions).play()
 
 
 class _Simulation:
@@ -118,14 +122,12 @@ class _Simulation:
     def __init__(
         self,
         jobs: Sequence[Job],
-        slots: int,
-        order: Order,
+        workers: Workers,
         settings: Settings,
         conditions: Conditions,
     ) -> None:
         self._jobs = jobs
-        self._slots = slots
-        self._order = order
+        self._workers = workers
         self._settings = settings
         self._conditions = conditions
         self._rng = random.Random(conditions.seed)
@@ -135,7 +137,6 @@ class _Simulation:
         #: Heap of instant, kind and job; then the task (of one that was published, its
         #: publisher), and when its run has started.
         self._events: list[tuple[float, int, int, Waiting | None, float]] = []
-        self._free = slots
         #: Of jobs with several runs, by number: how many have ended.
         self._completed: dict[int, int] = {}
         #: The jobs that each one publishes, its children; and those that none does, the roots.
@@ -144,53 +145,58 @@ class _Simulation:
 
     def play(self) -> Iterator[tuple[int, Outcome]]:
         """Yield position and outcome of each job as it finishes."""
-        order, slots = self._order, self._slots
-        self._expect_root(-math.inf)
+        workers = self._workers
+        self._expect_root()
         while self._events:
             now, kind, number, task, started_at = heapq.heappop(self._events)
             if kind == _ARRIVES:
                 self._arrive(now, number)
-                self._expect_root(now)
+                self._expect_root()
             elif kind == _PUBLISHED:
                 self._arrive(now, number, task)
             elif task is not None:
                 if kind == _RESUMES:
-                    order.push(task)
+                    workers.push(task)
+                elif kind == _READY:
+                    workers.ready(task)
                 elif self._end_run(task, now):
                     yield self._outcome(task, started_at, now)
-            while self._free:
-                chosen = order.pop(now, slots)
-                for task in order.dropped:
-                    self._publish(task, now)
-                    yield self._outcome(task, NEVER, NEVER)
-                if chosen is None:
-                    break
+            workers.take(now)
+            for dropped in workers.dropped:
+                self._publish(dropped, now)
+                yield self._outcome(dropped, NEVER, NEVER)
+            while (chosen := workers.start()) is not None:
                 self._start(chosen, now)
 
-    def _expect_root(self, now: float) -> None:
-        """Have the next root arrive."""
+    def _expect_root(self) -> None:
+        """Have the next root published."""
         number = next(self._roots, None)
         if number is not None:
-            at = self._jobs[number].arrival_s / self._conditions.speed
-            if at < now:
-                raise ValueError(f"job {number} arrives before its predecessor")
+            at = _published_s(self._jobs[number]) / self._conditions.speed
             heapq.heappush(self._events, (at, _ARRIVES, number, None, 0.0))
 
     def _arrive(self, now: float, number: int, publisher: Waiting | None = None) -> None:
-        """Let a job arrive."""
+        """Publish a job."""
         while self._lessons and self._lessons[0][0] <= now:
             self._taus.update(*self._lessons.popleft()[1:])
         job = self._jobs[number]
         kind = self._kind_of(job)
         tau = self._taus.get(kind.name, job.name) if job.tau is None else job.tau
+        arrival = now + job.notice_s
         if job.span_s is None or self._conditions.k is not None:
             k = self._conditions.k or kind.sla_multiplier or self._settings.sla_multiplier
-            due = deadline(now + job.lead_s, tau, k, self._settings.min_slack)
+            due = deadline(arrival + job.lead_s, tau, k, self._settings.min_slack)
         elif publisher is not None and job.origin and job.origin.shares_deadline:
             due = publisher.deadline
         else:
-            due = now + job.span_s
-        self._order.push(Waiting(now, tau, due, number, rank=job.rank))
+            due = arrival + job.span_s
+        self._queue(Waiting(arrival, tau, due, number, rank=job.rank, ready=arrival), now)
+
+    def _queue(self, task: Waiting, now: float) -> None:
+        """Add *task* to the queue."""
+        self._workers.push(task)
+        if task.ready > now:
+            heapq.heappush(self._events, (task.ready, _READY, task.number, task, 0.0))
 
     def _start(self, task: Waiting, now: float) -> None:
         """Start the next run of *task* on a free slot."""
@@ -200,7 +206,6 @@ class _Simulation:
         started_at = now + overheads[int(self._rng.random() * len(overheads))]
         if runs == len(job.later):
             self._publish(task, started_at)
-        self._free -= 1
         finish = started_at + runtime_s
         heapq.heappush(self._events, (finish, _ENDS, task.number, task, started_at))
 
@@ -209,20 +214,22 @@ class _Simulation:
         for number in self._children.get(task.number, ()):
             origin = self._jobs[number].origin
             assert origin is not None
-            at = started_at + origin.lag_s
+            at = started_at + max(0.0, origin.lag_s - self._jobs[number].notice_s)
             heapq.heappush(self._events, (at, _PUBLISHED, number, task, 0.0))
 
     def _end_run(self, task: Waiting, now: float) -> bool:
         """End a run of *task*; return whether it was the last one of its job."""
         number = task.number
         job = self._jobs[number]
-        self._free += 1
-        self._order.ended(number)
+        self._workers.ended(number)
         runs = self._completed.pop(number, 0)
         if runs < len(job.later):
             self._completed[number] = runs + 1
-            at = now + job.later[runs].pause_s
-            heapq.heappush(self._events, (at, _RESUMES, number, task, 0.0))
+            again_at = now + job.later[runs].pause_s
+            if job.later[runs].queued:
+                self._queue(task._replace(ready=again_at), now)
+            else:
+                heapq.heappush(self._events, (again_at, _RESUMES, number, task, 0.0))
             return False
         if job.end == SUCCESS and job.tau is None:
             known_at = now + self._conditions.learning_lag_s
@@ -241,18 +248,27 @@ class _Simulation:
 
 
 def _families(jobs: Sequence[Job]) -> tuple[dict[int, list[int]], list[int]]:
-    """Return the children of each job, and the roots, by position."""
+    """Return the children of each job, and the roots as they are published, by position."""
     children: dict[int, list[int]] = {}
     roots: list[int] = []
     known: dict[str, int] = {}
+    arrival_s = -math.inf
     for number, job in enumerate(jobs):
+        if job.arrival_s < arrival_s:
+            raise ValueError(f"job {number} arrives before its predecessor")
+        arrival_s = job.arrival_s
         publisher = None if job.origin is None else known.get(job.origin.key)
         if publisher is None:
             roots.append(number)
         else:
             children.setdefault(publisher, []).append(number)
         known[job.key] = number
+    roots.sort(key=lambda number: _published_s(jobs[number]))
     return children, roots
+
+
+def _published_s(job: Job) -> float:
+    return job.arrival_s - job.notice_s
 
 
 def share_met(outcomes: Sequence[Outcome]) -> float:

@@ -32,6 +32,8 @@ class Again(NamedTuple):
     pause_s: float
     #: Service time, seconds.
     runtime_s: float
+    #: Whether its message waits in the queue meanwhile, as that of a retry does.
+    queued: bool = False
 
 
 class Origin(NamedTuple):
@@ -72,6 +74,8 @@ class Job(NamedTuple):
     key: str = ""
     #: If its publisher is a job before this one, that decides the arrival.
     origin: Origin | None = None
+    #: Seconds before its arrival at which it was published, if it has an eta.
+    notice_s: float = 0.0
 
 
 def read_trace(path: str | Path) -> list[Job]:

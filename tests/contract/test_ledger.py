@@ -87,7 +87,7 @@ def test_the_pinned_fields(subject: Subject) -> None:
     assert assignment["_id"] == task["run_id"]
     assert assignment["queueing_delay_s"] == 1.0
     assert (assignment["name_tau_before"], assignment["name_tau_after"]) == (3.0, 2.8)
-    assert assignment.keys().isdisjoint(("priority", "again_at"))
+    assert assignment.keys().isdisjoint(("priority", "again_at", "published_at"))
     assert task["arrival"].tzinfo is not None
 
 
@@ -96,6 +96,12 @@ def test_a_retry_has_its_priority_and_when_it_may_start(subject: Subject) -> Non
     _, (assignment,) = subject.documents()
     assert assignment["priority"] == 9
     assert assignment["again_at"] == datetime.fromtimestamp(R + 8.5, UTC)
+
+
+def test_a_run_has_when_its_message_with_an_eta_was_published(subject: Subject) -> None:
+    subject.ledger.write([entry(execution(published_at=R - 30.0))])
+    _, (assignment,) = subject.documents()
+    assert assignment["published_at"] == datetime.fromtimestamp(R - 30, UTC)
 
 
 def test_no_task_is_its_own_parent(subject: Subject) -> None:
@@ -440,7 +446,7 @@ HOSTILE: list[dict[str, Any]] = [
     {"arrival": 1e300, "deadline": math.inf, "completed_at": math.inf, "started_at": -1e30},
     {"arrival": math.nan, "deadline": math.nan},
     {"deadline": math.nan, "completed_at": None, "cause": "overdue"},
-    {"completed_at": math.nan, "again_at": 1e300},
+    {"completed_at": math.nan, "again_at": 1e300, "published_at": -math.inf},
     {"started_at": "yesterday", "runtime_s": [], "cpu_s": {}, "pid": "1", "tau": None},
     {"name": None, "queue": 5, "worker": ["w"], "instance": {"a": 1}, "state": 3, "cause": 4},
     {"load_at_start": {"a.b": 1, "$set": 2, "\0": [2**70] * 500, "d": {"e": {"f": {"g": 1}}}}},
@@ -493,6 +499,7 @@ def test_a_record_that_is_cleaned_keeps_what_can_be_stored(subject: Subject) -> 
         cause="rejected",
         priority=3,
         again_at=R + 8.5,
+        published_at=R - 30.0,
         max_rss_bytes=2**63 - 1,
         load_at_start={"load": 0.5, "gpus": gpus},
     )

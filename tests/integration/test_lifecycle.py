@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -167,6 +168,15 @@ def test_a_retry_keeps_arrival_and_deadline(scene: Scene, headers: Any) -> None:
         assert first[field] == second[field], field
     assert first["again_at"] > first["completed_at"]
     assert "again_at" not in second
+
+
+def test_a_run_of_a_task_with_a_countdown_tells_when_that_began(scene: Scene) -> None:
+    begun = datetime.now(timezone.utc)
+    result = scene.basic.ok.apply_async(countdown=1)
+    scene.verdict(result.id, state="SUCCESS", sla_success=True)
+    (run,) = scene.runs(result.id)
+    assert abs(run["published_at"] - begun) < timedelta(seconds=0.9)
+    assert run["arrival"] - run["published_at"] > timedelta(seconds=0.9)
 
 
 def test_a_task_that_retries_by_itself_keeps_its_deadline_and_is_learned_once(

@@ -16,7 +16,7 @@ import rts
 from rts import keys
 from rts.cli import COMMANDS
 from rts.cli import rts as group
-from rts.headers import write_plan
+from rts.headers import PUBLISHED_HEADER, write_plan
 from rts.keys import Keys
 from rts.ledger.documents import documents
 from rts.records import Execution, OutboxEntry, Plan
@@ -128,7 +128,7 @@ def test_every_command_has_its_section() -> None:
 def test_names_of_settings_headers_and_metrics_exist() -> None:
     headers: dict[str, object] = {}
     write_plan(headers, Plan("mixed", "inferred", 1.0, 9.0, 1.0, 2.0, "received"))
-    known = {*CHECKS, *headers, *dir(plugin), *metric_names()}
+    known = {*CHECKS, *headers, PUBLISHED_HEADER, *dir(plugin), *metric_names()}
     plain = names_after(r"\brts_[a-z_]*[a-z]\b")
     assert not {(page, name) for page, name in plain if name not in known}
     django = names_after(r"\bCELERY_(RTS_[A-Z_]+)")

@@ -189,6 +189,16 @@ def test_arrival_is_the_later_of_publish_and_eta() -> None:
     assert published(planner(), eta="soon")["rts_arrival"] == NOW
 
 
+def test_a_message_with_an_eta_tells_when_it_was_published() -> None:
+    p, eta = planner(), "2099-01-01T00:00:00+00:00"
+    first = published(p, eta=eta)
+    assert first["rts_published"] == NOW
+    retry = published(p, current=first, eta=eta, retries=1)
+    assert "rts_published" not in retry, "it was published before"
+    copied = {**first, "id": "2", "eta": None, "rts_published": NOW - 9}
+    assert "rts_published" not in published(p, current=first, **copied)
+
+
 @pytest.mark.parametrize("given", [NOW + 7, str(NOW + 7), "2027-01-15T08:00:07Z"])
 def test_a_requested_deadline_overrides_the_formula(given: Any) -> None:
     assert published(planner(), sla_deadline=given)["rts_deadline"] == NOW + 7

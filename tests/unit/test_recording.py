@@ -157,13 +157,13 @@ def test_the_runs_of_one_task_are_one_job() -> None:
     past = recorded(*replaced[::-1], *half[::-1], given_up, *lost[::-1], *retried[::-1])
     assert past.jobs == [
         # It waited for 1 s at first, so 9 of the 10 s between its runs were a pause.
-        Job(0, "x", 2, "mixed", 10, 21, SUCCESS, (Again(9, 3),)),
+        Job(0, "x", 2, "mixed", 10, 21, SUCCESS, (Again(9, 3, True),)),
         Job(6, "x", 1, "mixed", 10, 20, FAILURE, (Again(14, 4),)),
         Job(31, "x", 1, "mixed", 10, 20, KILLED, ()),
         # How long it has waited is not known, as its first run is missing.
-        Job(51, "x", 1, "mixed", 10, 10, SUCCESS, (Again(7, 1),)),
+        Job(51, "x", 1, "mixed", 10, 10, SUCCESS, (Again(7, 1, True),)),
         # The verdict is that of the work that has replaced it; this arrived at once.
-        Job(61, "y", 1, "z", 3, 10, SUCCESS, (Again(2, 1), Again(0, 2)), 4),
+        Job(61, "y", 1, "z", 3, 10, SUCCESS, (Again(2, 1, True), Again(0, 2)), 4),
     ]
     assert list(past.met) == [False, True, False, True, True]
     assert recording([]) is None
@@ -189,9 +189,9 @@ def test_the_wait_for_a_slot_before_a_retry_is_no_part_of_its_pause() -> None:
     first = a_run(100, 2, state="RETRY", met=None, task_id="t", again_at=105.0)
     last = a_run(130, 3, arrival=100, retries=1, met=False, deadline=120, task_id="t")
     (job,) = recorded(last, first).jobs
-    assert job.later == (Again(3, 3),)
+    assert job.later == (Again(3, 3, True),)
     early = first._replace(again_at=101.0)  # before the run has ended
-    assert recorded(last, early).jobs[0].later == (Again(0, 3),)
+    assert recorded(last, early).jobs[0].later == (Again(0, 3, True),)
 
 
 @pytest.mark.parametrize(
@@ -224,6 +224,18 @@ class Request:
 
     def __init__(self) -> None:
         self.id = str(uuid.uuid4())
+
+
+def test_a_task_with_an_eta_was_published_before_it_arrived() -> None:
+    past = recorded(
+        a_run(30, 1, name="eta", published_at=10.0),
+        a_run(20, 1, name="none"),
+        a_run(20, 1, name="past", published_at=20.5),
+        # Whose first run is not known.
+        a_run(40, 1, name="again", arrival=30, published_at=10.0, retries=1, task_id="t"),
+    )
+    notices = {job.name: job.notice_s for job in past.jobs}
+    assert notices == {"eta": 20, "none": 0, "past": 0, "again": 0}
 
 
 def test_a_new_k_counts_from_when_the_work_came_that_has_replaced_a_task(

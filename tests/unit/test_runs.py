@@ -184,6 +184,26 @@ def test_a_retry_tells_when_the_task_may_run_again(place: Place, priority: int) 
         assert unknown.priority == priority
 
 
+@pytest.mark.parametrize("priority", [0, 9])
+def test_a_run_tells_when_a_message_with_an_eta_was_published(
+    place: Place, priority: int
+) -> None:
+    delivery = {"routing_key": "work", "priority": priority}
+
+    def ended(published: object, state: str, returned: object = None) -> Execution:
+        request = {**REQUEST, "delivery_info": delivery, "rts_published": published}
+        place.runs.finish(place.runs.start(PLAN, request), state, returned)
+        return Execution.from_json(place.sink.lines.pop())
+
+    run = ended(1764016960.5, "SUCCESS")
+    assert (run.priority, run.again_at, run.published_at) == (priority, None, 1764016960.5)
+    again = ended(1764016960.5, "RETRY", Retry(when=7.5))
+    assert again.published_at == 1764016960.5
+    assert again.again_at == pytest.approx(time.time() + 7.5, abs=5)
+    for strange in (None, "soon", -1.0, 1e300, [1], float("nan")):
+        assert ended(strange, "SUCCESS").published_at is None
+
+
 def test_a_delay_in_the_routing_key_is_not_part_of_the_queue(place: Place) -> None:
     key = calculate_routing_key(2, "work")
     got = place.run({**REQUEST, "delivery_info": {"routing_key": key}}, 0)
