@@ -28,10 +28,12 @@ def predict(task_id: str, *, queue: str | None = None, app: Any = None) -> Predi
     only one with rts.
 
     Raises:
-        CommandError: rts is not installed, or off, in the app, the broker is not Redis, or
-            no worker consumes from the queue.
+        CommandError: *task_id* is no text, rts is not installed, or off, in the app, the
+            broker is not Redis, or no worker consumes from the queue.
         StoreUnavailable: Redis is away.
     """
+    if not isinstance(task_id, str):
+        raise CommandError(f"{health.shown(task_id)} is no id of a task; pass result.id")
     return _predictor(_installed(app)).of_task(task_id, queue)
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from celery.result import AsyncResult
 
 import rts
 from rts.errors import StoreUnavailable
@@ -47,6 +48,13 @@ def test_two_threads_that_route_first_share_their_state(
     for thread in threads:
         thread.join()
     assert len(made) == 1
+
+
+def test_what_is_no_id_of_a_task_is_refused_with_a_hint(make_app: MakeApp) -> None:
+    app = make_app(NOBODY, rts_redis_url=NOBODY)
+    for wrong in (None, AsyncResult("x", app=app)):
+        with pytest.raises(rts.CommandError, match=r"is no id of a task; pass result\.id"):
+            rts.predict(cast(Any, wrong), app=app)
 
 
 @pytest.mark.parametrize(
