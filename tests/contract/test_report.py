@@ -399,12 +399,6 @@ def test_foreign_verdicts_count_at_their_end(ledger: MongoLedger) -> None:
     assert report(ledger.database, at(1.5), at(2)).rows == []
 
 
-def test_a_server_that_does_not_answer_is_unavailable() -> None:
-    database = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
-    with pytest.raises(PyMongoError), database.client:
-        report(database, at(0), at(1))
-
-
 def test_nothing_more_is_asked_of_a_server_that_went_away(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,10 +10,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from pymongo.errors import PyMongoError
 
 from rts.flower.source import Source
-from rts.ledger.connection import connect
 from rts.ledger.mongo import MongoLedger
 from rts.records import OutboxEntry
 from rts.settings import Settings
@@ -94,13 +92,6 @@ def test_every_window_has_a_bounded_number_of_points() -> None:
         length = length_for((UNTIL - timedelta(seconds=seconds), UNTIL))
         assert length in LENGTHS_S
         assert seconds / length <= MAX_POINTS
-
-
-def test_a_server_that_does_not_answer_is_unavailable() -> None:
-    window = UNTIL - timedelta(hours=1), UNTIL
-    database = connect("mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=50")
-    with pytest.raises(PyMongoError), database.client:
-        list(series(database, window))
 
 
 def test_a_course_of_many_keys_is_never_in_memory_as_a_whole(

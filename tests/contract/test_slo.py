@@ -8,9 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from pymongo.errors import PyMongoError
 
-from rts.ledger.connection import connect
 from rts.ledger.mongo import MongoLedger
 from rts.objectives import WINDOWS, objective_of
 from rts.records import OutboxEntry
@@ -122,9 +120,3 @@ def test_stored_sums_and_a_shorter_budget_agree_too(
     check(ledger, replace(settings, slo_window=5 * DAY), NOW + timedelta(days=4))
     # A month's budget of a ledger that keeps two days is one of two days.
     assert replace(settings, slo_window=30 * DAY, ledger_ttl=2 * DAY).budget_window_s == 2 * DAY
-
-
-def test_a_server_that_does_not_answer_is_unavailable(settings: Settings) -> None:
-    database = connect("mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=50")
-    with pytest.raises(PyMongoError), database.client:
-        standings(database, settings, NOW)

@@ -443,6 +443,14 @@ def test_arrivals_before_the_eta_of_a_task_run_first() -> None:
         assert forecast.of_held(replace(far, order=order), 0).start_low >= 1e6
 
 
+def test_too_many_arrivals_to_simulate_each_before_an_eta_still_run_first() -> None:
+    """One a second for an hour, and an eta in an hour."""
+    own = [Work("mixed", 6400.0 + i, 0.9, 9e9) for i in range(3600)]
+    later = Work("mixed", 9990.0, 1.0, 9e9, ready=13_600.0)
+    snapshot = Snapshot(10_000.0, 1, held=[later], recent_arrivals=own, span_s=3600.0)
+    assert forecast.of_held(snapshot, 0).start_high > 13_601.0
+
+
 def test_held_tasks_are_ahead_that_were_taken_before_and_have_no_later_eta() -> None:
     now = Work("mixed", 990.0, 1.0, 9000.0)
     held = [now, now, *(now._replace(ready=eta) for eta in (1010.0, 1020.0)), now]
