@@ -71,8 +71,9 @@ def refusal_of(facts: Mapping[str, str], prefix: str) -> str | None:
     """Return why scripts that write keys below *prefix* fail, as far as INFO tells."""
     if facts.get("role") == "slave" and facts.get("slave_read_only") == "1":
         return "it is a read-only replica. Name its primary in rts_redis_url"
-    # A hash tag keeps all keys in one slot.
-    if facts.get("redis_mode") == "cluster" and not re.match(r"[^{]*\{[^}]+\}", prefix):
+    # Valkey, from 8 on, calls it server_mode. A hash tag keeps all keys in one slot.
+    mode = facts.get("redis_mode") or facts.get("server_mode")
+    if mode == "cluster" and not re.match(r"[^{]*\{[^}]+\}", prefix):
         return "it is a Redis Cluster. Name another server in rts_redis_url"
     limit, used, uncounted = (
         int(text) if (text := facts.get(name, "")).isdecimal() else 0

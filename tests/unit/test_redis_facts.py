@@ -55,8 +55,11 @@ def test_a_replica_that_can_be_written_to_refuses_nothing() -> None:
 @pytest.mark.parametrize(
     ("prefix", "one_slot"), [("rts:", False), ("{rts}:", True), ("a{b}c", True), ("{}:", False)]
 )
-def test_a_cluster_keeps_together_what_has_a_hash_tag(prefix: str, one_slot: bool) -> None:
-    refusal = refusal_of({"redis_mode": "cluster"}, prefix)
+@pytest.mark.parametrize("field", ["redis_mode", "server_mode"])  # the latter: Valkey 8
+def test_a_cluster_keeps_together_what_has_a_hash_tag(
+    field: str, prefix: str, one_slot: bool
+) -> None:
+    refusal = refusal_of({field: "cluster"}, prefix)
     assert (refusal is None) == one_slot
 
 
