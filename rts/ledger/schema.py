@@ -14,6 +14,9 @@ from rts.ledger.documents import Document
 
 #: Bytes of refused entries that are kept; the oldest go first.
 REFUSED_BYTES = 16 << 20
+#: Seconds, 50 years: the longest time to live. MongoDB 4.4 takes no more than have passed since
+#: 1970, and refuses the index instead.
+MAX_TTL_S = 50 * 365 * 86400
 #: Name of an index that both ``tasks`` and ``assignments`` have.
 _MISSES = "misses"
 #: Collections whose documents expire, and fields of which each document of rts has at least
@@ -93,7 +96,7 @@ def _ensure_ttl_index(
     """Index *field* so that documents expire *ttl_s* seconds after it (0: never)."""
     name = f"{field}_1"
     options: dict[str, Any] = (
-        {"expireAfterSeconds": max(1, int(min(ttl_s, 2**31 - 1)))} if ttl_s else {}
+        {"expireAfterSeconds": max(1, int(min(ttl_s, MAX_TTL_S)))} if ttl_s else {}
     )
     try:
         collection.create_index([(field, ASCENDING)], name=name, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
@@ -49,9 +50,9 @@ def test_foreign_indexes_under_other_names_serve_as_well(rts_mongo_url: str) -> 
 
 
 IN_THE_WAY: dict[str, Callable[[Any], object]] = {
-    "An existing index has the same name": lambda database: database[
-        "assignments"
-    ].create_index("x", name="misses"),
+    "has the same name": lambda database: database["assignments"].create_index(
+        "x", name="misses"
+    ),
     "tasks is a view": lambda database: database.command(
         "create", "tasks", viewOn="x", pipeline=[]
     ),
@@ -125,7 +126,8 @@ def test_indexes_and_time_to_live(rts_mongo_url: str) -> None:
     assert ttl(7200.5) == {"tasks": 7200, "assignments": 7200}
     assert ttl(0) == {"tasks": None, "assignments": None}
     assert ttl(0.5) == {"tasks": 1, "assignments": 1}
-    assert ttl(1e18) == {"tasks": 2**31 - 1, "assignments": 2**31 - 1}
+    # MongoDB 4.4 takes no more than have passed since 1970.
+    assert all(1e9 < longest < time.time() for longest in ttl(1e18).values())
 
 
 def test_indexes_come_back_after_somebody_has_dropped_the_database(rts_mongo_url: str) -> None:
