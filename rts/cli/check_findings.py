@@ -90,7 +90,7 @@ def objective(standing: ObjectiveStatus, settings: Settings) -> Finding:
     if budget.valid >= settings.slo_min_events and standing.budget_left_ratio <= 0:
         code, what = WARNING, f"{what}, the error budget is used up"
     for rule in reversed(standing.burning):  # the most urgent one has the last word
-        code = CRITICAL if rule.severity == "page" else max(code, WARNING)
+        code = CRITICAL if rule.severity == "page" else WARNING
         window = standing.windows[rule.long]
         what = (
             f"{percent(window.on_time_ratio)} % of {window.valid} tasks on time over "

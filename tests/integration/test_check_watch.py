@@ -164,7 +164,9 @@ def test_a_ticket_and_a_used_up_budget_are_warnings(cli: Run, conf: dict[str, An
         ({"rts_mongo_url": NO_CA}, ("--slo",), 3, "?*** is not valid"),
         ({"rts_mongo_url": NO_MONGO + "?tls=on"}, (), 3, "rts_mongo_url, option tls = 'on'"),
         ({"rts_redis_url": NO_REDIS}, ("--lag",), 2, "Redis at redis://127.0.0.1:1/0"),
+        ({"broker_url": "nosuch://"}, ("--lag",), 3, "KeyError: 'No such transport: nosuch'"),
         ({"rts_slo": {"*": 2}}, ("--slo",), 3, "rts_slo"),
+        ({"rts_slo": {}}, ("--slo",), 3, "rts_slo has no objectives"),
         ({"rts_slo": {"mixed": 0.9}}, ("--type", "cpu-light"), 3, "no objective"),
         ({}, ("--type", "no-such-type"), 3, "no task type"),
         ({}, ("--lunch",), 3, "No such option"),
@@ -196,11 +198,15 @@ def test_an_outbox_that_lags_is_a_warning_and_then_critical(
     assert cli("check", "--lag").exit_code == 1
     assert cli("check", "--lag", "--lag-critical", "100").exit_code == 2
     assert cli("check", "--lag", "--lag-warning", "250").exit_code == 0
-    assert cli("check", "--lag", "--lag-critical", "30").exit_code == 2
     redis_client.hset(f"{rts_key_prefix}counters", "records_lost", 3)
+    assert cli("check", "--lag", "--lag-critical", "30").exit_code == 2
+    redis_client.zadd(f"{rts_key_prefix}overdue", {"late": time.time()})
+    beat = {"seen_at": time.time(), "worker": "w@h", "slots": 1, "queues": []}
+    redis_client.hset(f"{rts_key_prefix}workers", "w@h/1", json.dumps(beat))
     result = cli("check", "--lag", "--lag-warning", "250")
     assert result.exit_code == 1
     assert "records_lost 3" in result.output
+    assert "'overdue tasks'=1" in result.output
     # It waits for MongoDB, and how long is known; without Redis nothing is.
     conf["rts_mongo_url"] = NO_MONGO
     result = cli("check", "--lag")

@@ -42,6 +42,7 @@ def test_ranges_are_read_without_bodies(url: str, raw: redis.Redis, put: Any) ->
     texts = [text(number) for number in range(30)]
     # Not as kombu writes it: what may be more than the body stays.
     texts[7], texts[8] = '{"body": "a\\"b"}', f'{{"pad": "{"x" * 600}", "body": "y"}}'
+    texts[9] = text(9, 0)
     put(texts)
     raw.hset("taken", mapping={"1": text(1), "3": "odd"})
     shown = [each.replace("x" * 10, "") if len(each) < 200 else each for each in texts]

@@ -204,7 +204,7 @@ def test_deadlines_met_under_overload(
 
 
 def test_taus_are_learned_from_finished_runs() -> None:
-    jobs = [Job(10.0 * n, "x", 1.0) for n in range(8)]
+    jobs = [Job(1.0 * n, "x", 1.0) for n in range(8)]  # each just as the one before ends
     outcomes = simulate(jobs, 1, FirstComeFirstServed(), Settings())
     expected = [1 + 9 * 0.8**n for n in range(8)]
     assert [o.tau for o in outcomes] == pytest.approx(expected)
@@ -212,6 +212,9 @@ def test_taus_are_learned_from_finished_runs() -> None:
     strange = [job._replace(task_type="of-somebody") for job in jobs]
     again = simulate(strange, 1, FirstComeFirstServed(), Settings())
     assert [o.tau for o in again] == pytest.approx(expected)
+    retried = Job(0.0, "x", 3.0, later=(Again(0.0, 5.0), Again(0.0, 7.0)))
+    _, then = simulate([retried, Job(50.0, "x", 1.0)], 1, FirstComeFirstServed(), Settings())
+    assert then.tau == pytest.approx(10 - 0.2 * 3), "from the last run, which was the success"
 
 
 def test_the_offered_load_is_as_requested() -> None:
