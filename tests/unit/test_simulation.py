@@ -223,6 +223,8 @@ def test_the_offered_load_is_as_requested() -> None:
     assert jobs[0].arrival_s == 0
     assert work / (8 * jobs[-1].arrival_s) == pytest.approx(1.3)
     assert offered_load(jobs, 4, speed=0.25) == pytest.approx(0.65)
+    calmer = at_load(jobs, 16, 0.5)  # from 0.65
+    assert offered_load(calmer, 16) == pytest.approx(0.5)
     for wrong in ((jobs[:1], 8, 1.0), (jobs, 0, 1.0), (jobs, 8, 0.0), (jobs, 8, math.nan)):
         with pytest.raises(ValueError, match=r"above 0|at once"):
             at_load(*wrong)
