@@ -22,7 +22,7 @@ BATCH = 10_000
 _FIELDS = (
     *("task_id", "name", "task_type", "arrival", "deadline", "tau", "started_at"),
     *("completed_at", "runtime_s", "state", "cause", "sla_success", "retries", "worker", "pid"),
-    *("priority", "again_at", "published_at"),
+    *("priority", "again_at", "published_at", "queue"),
 )
 
 
@@ -129,5 +129,6 @@ def _run(document: dict[str, Any], families: _Families) -> Run | None:
         again_at=None if again_at is None else again_at.timestamp(),
         key=intern(task_id) if task_id in families.publishers else "",
         parent=families.parents.get(task_id, ""),
+        queue=intern(str(document.get("queue") or "")),
         published_at=None if published_at is None else published_at.timestamp(),
     )

@@ -77,7 +77,7 @@ def command(
     """Simulate the recorded work with something changed.
 
     The ledger says which tasks ran, when they arrived, how long they took and when they were
-    due; they are assumed to wait in one queue for any of the slots. With nothing changed the
+    due; the workers take them from their queues. With nothing changed the
     result is what happened, within the error of the simulation. With --trace, taus are learned
     along the way, from the app's first taus.
 

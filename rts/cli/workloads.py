@@ -20,11 +20,12 @@ from rts.errors import CommandError
 from rts.scheduling.priority import ranking
 from rts.scheduling.worker_capacity import prefetch_per_slot
 from rts.settings import Settings
-from rts.simulation.orders import LeastFirst, order_of
+from rts.simulation.orders import FirstComeFirstServed, LeastFirst, order_of
+from rts.simulation.pools import Pool, spread
 from rts.simulation.recording import recording
 from rts.simulation.simulator import Conditions
 from rts.simulation.traces import Job, read_trace, with_types
-from rts.simulation.workers import Workers, split
+from rts.simulation.workers import Workers
 from rts.views.json_values import iso
 
 #: Seconds between two runs of a slot if the recording does not tell: Celery's own overhead.
@@ -89,9 +90,9 @@ class Workload:
     # Not for a trace:
     #: Whether each job met its deadline.
     met: Sequence[bool] | None = None
-    #: Slots that it ran on, and those of each worker.
+    #: Slots that it ran on, and the workers that these belong to.
     slots: int | None = None
-    workers: Sequence[int] = ()
+    pools: Sequence[Pool] = ()
     #: Messages that a stock worker holds per slot, beside those that run.
     held_per_slot: float = 0.0
     #: Start and end.
@@ -99,12 +100,14 @@ class Workload:
 
     def workers_of(self, slots: int, order: str) -> Workers:
         """Return new workers, with *slots* in all, like the recorded ones."""
-        workers, queue = split(slots, self.workers), order_of(order, self.settings)
         if order != "fifo":
-            return Workers(workers, queue)
-        if self.prioritised:
-            queue = LeastFirst(lambda task: task.rank)
-        return Workers(workers, queue, self.held_per_slot)
+            return Workers(spread(slots, self.pools), lambda: order_of(order, self.settings))
+        return Workers(
+            spread(slots, self.pools, self.held_per_slot),
+            (lambda: LeastFirst(lambda task: task.rank))
+            if self.prioritised
+            else FirstComeFirstServed,
+        )
 
     @cached_property
     def prioritised(self) -> bool:
@@ -175,7 +178,7 @@ def workload(options: WorkloadOptions, settings: Settings, app: Any) -> Workload
         jobs=past.jobs,
         met=past.met,
         slots=past.slots,
-        workers=past.workers,
+        pools=past.pools,
         held_per_slot=held_per_slot(app.conf),
         settings=settings,
         conditions=Conditions(options.speed, options.k, _overheads(options, past.overheads)),

@@ -12,10 +12,10 @@ from rts.ledger.recent import RUNS, Recent, read_recent
 from rts.link.link import Link
 from rts.link.replies import as_instant, replies_as_text
 from rts.link.scripts import pack
-from rts.predictions.shared_workers import WorkerGroup
 from rts.predictions.work import Work, work_of
 from rts.records import Execution, read_runs
 from rts.settings import Settings
+from rts.simulation.queues import WorkerGroup
 from rts.tau.sketch import Sketch
 from rts.unfinished.heartbeat import BEAT_S, Heartbeat, read_heartbeats
 from rts.unfinished.received import SIZE

@@ -19,9 +19,9 @@ from rts.predictions.arrivals import Arrivals
 from rts.predictions.prediction import Prediction
 from rts.predictions.queue_simulation import QueueSimulation
 from rts.predictions.runtimes import Runtimes
-from rts.predictions.shared_workers import Queues, WorkerGroup
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work
+from rts.simulation.queues import Queues, WorkerGroup
 
 #: Simulations per prediction, and events of all of them together: some tenths of a second
 #: of one core.

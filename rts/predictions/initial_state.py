@@ -16,7 +16,6 @@ from rts.predictions.messages import WorkReader, id_of
 from rts.predictions.open_queue import EMPTY, Found, QueueSample
 from rts.predictions.queue_parts import SAMPLE
 from rts.predictions.queue_reader import QueueReader
-from rts.predictions.shared_workers import OrderMaker
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.taken_tasks import TakenTasks
 from rts.predictions.work import Work, work_of
@@ -25,6 +24,7 @@ from rts.scheduling.discovery import routing_keys
 from rts.scheduling.encoding import Message, headers_of
 from rts.settings import Settings
 from rts.simulation.orders import Order, order_in_use, order_of
+from rts.simulation.queues import OrderMaker
 from rts.tau.cache import POOL
 
 #: kombu's default ``queue_order_strategy``.

@@ -10,9 +10,10 @@ from itertools import zip_longest
 
 from rts.predictions.arrivals import Arrivals
 from rts.predictions.runtimes import TRIES, Runtimes
-from rts.predictions.shared_workers import PrefetchedWork, Queues
+from rts.predictions.shared_workers import PrefetchedWork
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work
+from rts.simulation.queues import Queues
 from rts.unfinished.heartbeat import BEAT_S
 
 #: Seconds within which a message is claimed if a slot is free.

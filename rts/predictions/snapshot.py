@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from rts.predictions.shared_workers import OrderMaker, WorkerGroup
 from rts.predictions.work import Work
 from rts.simulation.orders import FirstComeFirstServed
+from rts.simulation.queues import OrderMaker, WorkerGroup
 from rts.tau.sketch import Sketch
 
 #: Seconds within which tasks have arrived that are like those that have started unseen.

@@ -11,8 +11,9 @@
 True
 
 :mod:`~rts.simulation.simulator` plays the jobs of a trace (:mod:`~rts.simulation.traces`) or of
-the ledger (:mod:`~rts.simulation.recording`) in one of the :mod:`~rts.simulation.orders`, in
-which :mod:`~rts.simulation.workers` take them.
+the ledger (:mod:`~rts.simulation.recording`), by :mod:`~rts.simulation.workers` that take them
+from their :mod:`~rts.simulation.queues` in one of the :mod:`~rts.simulation.orders`; workers
+like the recorded ones come from :mod:`~rts.simulation.pools`.
 :mod:`~rts.simulation.statistics` sums up the outcomes; :mod:`~rts.simulation.planning` finds
 the least number of slots that meets a target.
 """

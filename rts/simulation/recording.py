@@ -1,7 +1,7 @@
 """Recorded runs as a workload: arrivals, service times, deadlines.
 
-What the ledger does not contain is inferred: the fleet's slots from the most simultaneous
-runs, and a worker's overhead between two runs from how long a waiting task went on
+What the ledger does not contain is inferred: the workers (:mod:`rts.simulation.pools`), and a
+worker's overhead between two runs from how long a waiting task went on
 waiting after a slot became free.
 """
 
@@ -12,16 +12,14 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 from rts.deadlines import hopeful_until
 from rts.records import DROPPED, REPLACED
+from rts.simulation.pools import Pool, WorkerRuns, pools_of
 from rts.simulation.traces import FAILURE, KILLED, SUCCESS, Again, Job, Origin
 
-#: A number of simultaneous runs counts if it lasted for this share of the busy time: clocks
-#: of hosts differ by milliseconds, so that consecutive runs seem to overlap.
-HELD_SHARE = 0.001
 #: Pool processes whose last run is remembered, at most: a pool may replace them often.
 MAX_PLACES = 10_000
 #: Gaps between consecutive runs that are collected, at most.
@@ -29,6 +27,8 @@ MAX_GAPS = 100_000
 #: With at least so many gaps whose second run was hopeful when the slot became free, only
 #: those count: in deadline order a hopeless task may have to wait beside a free slot.
 ENOUGH_GAPS = 10
+#: Queues that are told apart, at most. More are the routing keys of a topic exchange: all one.
+MAX_QUEUES = 100
 #: Seconds by which two deadlines may differ that were one: the ledger has milliseconds.
 SAME_S = 0.002
 #: Size of the sample of overheads, and the share of them to keep: the longest, such as an
@@ -67,6 +67,7 @@ class Run(NamedTuple):
     parent: str = ""
     #: When it was published, if its eta was later; else ``None``.
     published_at: float | None = None
+    queue: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ class Recording:
     jobs: Sequence[Job]
     #: Whether each job met its deadline.
     met: Sequence[bool]
-    #: Slots of the fleet: the most simultaneous runs, at least 1.
+    #: Slots of the fleet, at least 1.
     slots: int
-    #: The same for each worker.
-    workers: Sequence[int]
+    #: The workers that these belong to.
+    pools: Sequence[Pool]
     #: Sample of the seconds between the end of a run and the start of the next one that had
     #: waited; empty if none had.
     overheads: Sequence[float]
@@ -100,21 +101,23 @@ def recording(
     jobs: list[Job] = []
     met: list[bool] = []
     chains: dict[str, list[Run]] = {}
-    spans: dict[str, tuple[array[float], array[float]]] = {}
+    workers: defaultdict[str, WorkerRuns] = defaultdict(WorkerRuns)
+    queues: defaultdict[str, int] = defaultdict(lambda: len(queues))
     gaps = _Gaps()
     publishers: dict[str, _Publisher] = {}
     parents: list[str] = []
 
     def add(of_task: Sequence[Run]) -> None:
-        jobs.append(_job(of_task, rank))
+        jobs.append(_job(of_task, rank, queues))
         met.append(bool(of_task[-1].met))
         parents.append(of_task[0].parent)
 
     for run in runs:
         if run.cause is None:
-            starts, ends = spans.setdefault(run.place[0], (array("d"), array("d")))
-            starts.append(run.started_at)
-            ends.append(run.completed_at)
+            worker = workers[run.place[0]]
+            worker.starts.append(run.started_at)
+            worker.ends.append(run.completed_at)
+            worker.of_queue[queues[run.queue]] += 1
         if run.cause != DROPPED:
             gaps.see(run)
         if run.key:
@@ -133,14 +136,12 @@ def recording(
         for number, parent in enumerate(parents):  # in place: there may be a million
             jobs[number] = _with_origin(jobs[number], parent, publishers)
     _order_by_arrival(jobs, met)
+    pools = pools_of(workers.values(), len(queues) if len(queues) <= MAX_QUEUES else 1)
     return Recording(
         jobs=jobs,
         met=met,
-        slots=most_at_a_time(
-            chain.from_iterable(starts for starts, _ in spans.values()),
-            chain.from_iterable(ends for _, ends in spans.values()),
-        ),
-        workers=[most_at_a_time(*of) for of in spans.values()],
+        slots=sum(pool.slots for pool in pools) or 1,
+        pools=pools,
         overheads=gaps.sample(),
     )
 
@@ -170,34 +171,6 @@ def _order_by_arrival(jobs: list[Job], met: list[bool]) -> None:
     began_at = jobs[0].arrival_s
     for number, job in enumerate(jobs):
         jobs[number] = job._replace(arrival_s=job.arrival_s - began_at)
-
-
-def most_at_a_time(starts: Iterable[float], ends: Iterable[float]) -> int:
-    """Return the highest number of simultaneous intervals that lasted long enough
-    (``HELD_SHARE``); at least 1.
-
-    >>> most_at_a_time([1e9, 1e9 + 1, 1e9 + 5], [1e9 + 3, 1e9 + 4, 1e9 + 9])
-    2
-    """
-    begins, over = sorted(starts), sorted(ends)
-    held_s: defaultdict[int, float] = defaultdict(float)
-    since, begun = 0.0, 0
-    for ended, end in enumerate(over):
-        while begun < len(begins) and begins[begun] < end:
-            level = begun - ended
-            held_s[level] += begins[begun] - since
-            since = begins[begun]
-            begun += 1
-        level = begun - ended
-        held_s[level] += end - since
-        since = end
-    held_s.pop(0, None)
-    left = HELD_SHARE * sum(held_s.values())
-    for level in sorted(held_s, reverse=True):
-        left -= held_s[level]
-        if left < 0:
-            return max(1, level)
-    return 1
 
 
 class _Gaps:
@@ -230,7 +203,7 @@ class _Gaps:
         return kept[:: math.ceil(len(kept) / SAMPLE)] if kept else ()
 
 
-def _job(runs: Sequence[Run], rank: Callable[[int], int]) -> Job:
+def _job(runs: Sequence[Run], rank: Callable[[int], int], queues: Mapping[str, int]) -> Job:
     """Return the job of one task from its *runs*, ordered by start. Name, type, tau and
     deadline are those of the work that has replaced it, if any has.
     """
@@ -269,4 +242,5 @@ def _job(runs: Sequence[Run], rank: Callable[[int], int]) -> Job:
         rank=rank(work.priority),
         key=first.key,
         notice_s=0.0 if published_at is None else max(0.0, arrival - published_at),
+        queue=queues[work.queue],
     )

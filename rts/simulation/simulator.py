@@ -18,6 +18,7 @@ from typing import NamedTuple
 from rts.deadlines import deadline
 from rts.settings import Settings
 from rts.simulation.orders import Order, Waiting
+from rts.simulation.queues import WorkerGroup
 from rts.simulation.traces import KILLED, SUCCESS, Job
 from rts.simulation.workers import Workers
 from rts.tasktypes import UNTYPED, TaskType
@@ -101,8 +102,8 @@ def finished(
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield position and outcome of each job as it finishes.
 
-    *slots*: tasks that run at a time, at least 1, by one worker unless *order* has them
-    distributed. k is that of *conditions*, else of the type,
+    *slots*: tasks that run at a time, at least 1; with an order, by one worker and in one
+    queue. k is that of *conditions*, else of the type,
     else ``settings.sla_multiplier``. A type unknown to *settings* counts as ``mixed``.
 
     Raises:
@@ -112,8 +113,10 @@ def finished(
         raise ValueError(f"slots = {slots}: use at least 1")
     if not conditions.speed > 0:
         raise ValueError(f"speed = {conditions.speed}: use a number above 0")
-    workers = order if isinstance(order, Workers) else Workers([slots], order)
-    return _Simulation(jobs, workers, settings, conditions).play()
+    if isinstance(order, Order):
+        one = order
+        order = Workers([WorkerGroup(slots)], lambda: one)
+    return _Simulation(jobs, order, settings, conditions).play()
 
 
 class _Simulation:
@@ -156,7 +159,7 @@ class _Simulation:
                 self._arrive(now, number, task)
             elif task is not None:
                 if kind == _RESUMES:
-                    workers.push(task)
+                    workers.push(task, self._jobs[number].queue)
                 elif kind == _READY:
                     workers.ready(task)
                 elif self._end_run(task, now):
@@ -194,7 +197,7 @@ class _Simulation:
 
     def _queue(self, task: Waiting, now: float) -> None:
         """Add *task* to the queue."""
-        self._workers.push(task)
+        self._workers.push(task, self._jobs[task.number].queue)
         if task.ready > now:
             heapq.heappush(self._events, (task.ready, _READY, task.number, task, 0.0))
 

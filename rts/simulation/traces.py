@@ -76,6 +76,8 @@ class Job(NamedTuple):
     origin: Origin | None = None
     #: Seconds before its arrival at which it was published, if it has an eta.
     notice_s: float = 0.0
+    #: Number of its queue.
+    queue: int = 0
 
 
 def read_trace(path: str | Path) -> list[Job]:

@@ -1,27 +1,26 @@
-"""What workers take from a queue, and when they start it.
+"""What workers take from their queues, and when they start it.
 
 A message that a worker has taken waits for a slot of that worker, though another one may be
 idle: one that it has prefetched in the broker's own order, and in any order one with an eta.
 Workers take these as soon as they are first in the order, hold them without a slot until they
-are ready, and start them before whatever they take afterwards. (Predictions, whose workers
-consume several queues, keep what these hold in :mod:`rts.predictions.shared_workers`.)
+are ready, and start them before whatever they take afterwards. (Predictions keep what workers
+hold in :mod:`rts.predictions.shared_workers`.)
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rts.simulation.orders import Order, Waiting
+from rts.simulation.orders import Waiting
+from rts.simulation.queues import OrderMaker, Queues, WorkerGroup
 
 
 @dataclass(eq=False)
 class _Worker:
-    slots: int
-    #: Tasks that it takes besides those that run; may be infinite.
-    prefetch: float
+    number: int
+    group: WorkerGroup
     running: int = 0
     #: Whether it is among those that may have room.
     is_open: bool = True
@@ -31,21 +30,20 @@ class _Worker:
     demoted: set[int] = field(default_factory=set)
 
     def has_room(self) -> bool:
-        return len(self.held) < self.slots - self.running + self.prefetch
+        return len(self.held) < self.group.slots - self.running + self.group.prefetch
 
 
 class Workers:
-    """Workers that share one *queue*.
+    """Workers that each take from some of the queues, which are in the same *order*."""
 
-    *slots*: those of each. *held_per_slot*: messages that a worker prefetches per slot besides
-    those that run: Celery's ``worker_prefetch_multiplier``, one less with late acknowledgement;
-    may be infinite. In deadline order it is 0.
-    """
-
-    def __init__(self, slots: Sequence[int], queue: Order, held_per_slot: float = 0.0) -> None:
-        self._queue = queue
+    def __init__(self, workers: Sequence[WorkerGroup], order: OrderMaker) -> None:
+        self._queues = Queues(order, workers, in_turn=True)
+        #: Whether there are several queues; else all tasks wait in the same one.
+        self._several = len({number for worker in workers for number in worker.queues}) > 1
+        #: Tasks that wait in the queues.
+        self._waiting = 0
         #: Those that may have room. The one that has waited longest for a message comes first.
-        self._open = deque(_Worker(each, each * held_per_slot) for each in slots)
+        self._open = deque(_Worker(number, worker) for number, worker in enumerate(workers))
         #: Those that may start a task.
         self._starting: list[_Worker] = []
         #: By the number of a task that was taken and has not ended.
@@ -55,23 +53,29 @@ class Workers:
         #: Tasks that the last :meth:`take` has dropped for good.
         self.dropped: list[Waiting] = []
 
-    def push(self, task: Waiting) -> None:
-        """Add a task to the queue."""
-        self._queue.push(task)
+    def push(self, task: Waiting, queue: int) -> None:
+        """Add a task to a queue."""
+        self._waiting += 1
+        self._queues.push(queue if self._several else 0, task)
 
     def take(self, now: float) -> None:
-        """Have the workers take from the queue, in turn, what they have room for."""
-        queue, capped = self._queue, []
+        """Have the workers take, in turn, what they have room for."""
+        queues, idle = self._queues, []
         self.dropped = []
-        while self._open:
+        while self._waiting and self._open:
             worker = self._open.popleft()
             if not worker.has_room():
                 worker.is_open = False
                 continue
-            queue.held = worker.demoted
-            task = queue.pop(now, worker.slots)
-            self.dropped += queue.dropped
-            if task is not None:
+            queues.hold_in(worker.demoted)
+            task = queues.pop(worker.number, now, worker.group.slots)
+            if dropped := queues.take_dropped():
+                self._waiting -= len(dropped)
+                self.dropped += dropped
+            if task is None:
+                idle.append(worker)
+            else:
+                self._waiting -= 1
                 self._open.append(worker)
                 self._takers[task.number] = worker
                 if task.ready > now:
@@ -79,11 +83,7 @@ class Workers:
                     worker.demoted.discard(task.number)
                 else:
                     self._hold(task, worker)
-                continue
-            capped.append(worker)
-            if queue.demoted_since() == math.inf:
-                break  # the queue is empty
-        self._open.extendleft(reversed(capped))
+        self._open.extendleft(reversed(idle))
 
     def ready(self, task: Waiting) -> None:
         """Have the worker that holds *task*, if one has taken it, start it in its turn."""
@@ -95,7 +95,7 @@ class Workers:
         """Return a task that one of the workers now starts; ``None``: none."""
         while self._starting:
             worker = self._starting[-1]
-            if worker.held and worker.running < worker.slots:
+            if worker.held and worker.running < worker.group.slots:
                 worker.running += 1
                 return worker.held.popleft()
             self._starting.pop()
@@ -114,16 +114,3 @@ class Workers:
     def _hold(self, task: Waiting, worker: _Worker) -> None:
         worker.held.append(task)
         self._starting.append(worker)
-
-
-def split(slots: int, workers: Sequence[int]) -> list[int]:
-    """Split *slots* into workers of the sizes of *workers*: as they are, or their median.
-
-    >>> split(5, [3, 1, 1]), split(7, [2, 2]), split(4, [3, 1, 2]), split(3, [])
-    ([3, 1, 1], [2, 2, 2, 1], [2, 2], [3])
-    """
-    if sum(workers) == slots:
-        return list(workers)
-    size = sorted(workers)[len(workers) // 2] if workers else slots
-    whole, rest = divmod(slots, size)
-    return [size] * whole + [rest] * (rest > 0)

@@ -17,10 +17,10 @@ from rts.ledger.recent import RUNS, Recent
 from rts.link.link import Link
 from rts.predictions.fleet import MAX_RELATED, NOTED_S, Fleet, read_fleet
 from rts.predictions.initial_state import recent_arrivals
-from rts.predictions.shared_workers import WorkerGroup
 from rts.predictions.work import Work
 from rts.records import Execution
 from rts.settings import Settings
+from rts.simulation.queues import WorkerGroup
 from rts.testing import wait_until
 from rts.unfinished.received import BYTES, SIZE, Received, mark_of
 from tests.conftest import MakeStage

@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rts.headers import DROPPED_HEADER
-from rts.predictions.shared_workers import Queues, WorkerGroup
 from rts.rule import Rule
 from rts.scheduling.encoding import ARRIVAL, Place, member
 from rts.scheduling.queues import COUNTED, SAMPLED, hopeless_in
 from rts.scheduling.scripts import BYTES, CLAIM
 from rts.simulation.orders import EarliestDeadlineFirst, Waiting
+from rts.simulation.queues import Queues, WorkerGroup
 from rts.testing import RedisServer
 from tests.order import EDF, FAR, NAME, PAST, Message, connect, envelope
 

@@ -182,6 +182,23 @@ def test_the_stock_order_has_the_priorities_of_the_messages(
     assert planned["slots"] == 2
 
 
+def test_a_task_waits_for_a_worker_that_takes_from_its_queue(conf: dict[str, Any]) -> None:
+    # Ten that come at once for a worker of one slot, and ten in turn for another one.
+    begun = time.time() - 100
+    for n in range(20):
+        queue, arrival = ("rush", begun) if n < 10 else ("calm", begun + n)
+        at = {"arrival": arrival, "deadline": arrival + 5.5, "queue": queue, "worker": queue}
+        ran = {"started_at": begun + n, "completed_at": begun + n + 1, "runtime_s": 1.0}
+        write(conf, ended(n, 0, **ran, **at))
+    run = cli_of(**conf, worker_prefetch_multiplier=1)
+    arguments = ("replay", "--since", "1h", "--overhead", "0", "--json")
+    found = document(run(*arguments))
+    assert found["slots_recorded"] == 2
+    assert found["total"]["simulated"]["fifo"] == 15 / 20
+    twice = document(run(*arguments, "--slots", "4"))
+    assert twice["total"]["simulated"]["fifo"] == 1.0
+
+
 def test_what_a_task_publishes_arrives_when_it_runs(conf: dict[str, Any]) -> None:
     # One slot ran these in turn, each in three seconds. On two slots the chain's second task
     # takes a slot three seconds sooner, when two others arrive, for one of which none is free.

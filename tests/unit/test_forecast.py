@@ -21,7 +21,7 @@ from rts.predictions.new_tasks import MAX_FRESH_S, Reading
 from rts.predictions.prediction import Prediction
 from rts.predictions.queue_parts import SAMPLE, sampled
 from rts.predictions.queue_simulation import QueueSimulation
-from rts.predictions.shared_workers import OrderMaker, PrefetchedWork, Queues, WorkerGroup
+from rts.predictions.shared_workers import PrefetchedWork
 from rts.predictions.snapshot import Running, Snapshot
 from rts.predictions.work import Work
 from rts.rule import Rule
@@ -32,6 +32,7 @@ from rts.simulation.orders import (
     Waiting,
     order_of,
 )
+from rts.simulation.queues import OrderMaker, Queues, WorkerGroup
 from rts.simulation.simulator import Outcome, simulate
 from rts.simulation.traces import Job, at_load, six_types
 from rts.tau.sketch import Sketch

@@ -18,10 +18,10 @@ from rts.rule import Rule
 from rts.scheduling.slots import Slots
 from rts.settings import Settings
 from rts.simulation.orders import EarliestDeadlineFirst, FirstComeFirstServed, order_of
+from rts.simulation.pools import Pool, most_at_a_time
 from rts.simulation.recording import (
     Recording,
     Run,
-    most_at_a_time,
     recording,
 )
 from rts.simulation.simulator import IDEAL, Conditions, Outcome, simulate
@@ -260,7 +260,7 @@ def test_what_was_dropped_says_nothing_of_slots_and_overhead() -> None:
     whens = [100.0 + n for n in range(5)]
     runs = [a_run(at, 10, arrival=90.0, completed_at=at, **never) for at in whens]
     past = recorded(*runs[::-1])
-    assert (past.slots, past.workers, list(past.overheads)) == (1, [], [])
+    assert (past.slots, past.pools, list(past.overheads)) == (1, [], [])
     (outcome, *_) = simulate(past.jobs, 9, FirstComeFirstServed(), Settings())
     assert outcome.met
     assert not any(past.met)
@@ -271,12 +271,32 @@ def test_the_slots_of_each_worker() -> None:
     two = [a_run(5, 10, place=("w2", 1)), a_run(20, 1, place=("w2", 1))]
     past = recorded(*two[::-1], *one)
     assert past.slots == 4
-    assert sorted(past.workers) == [1, 3]
+    assert past.pools == [Pool((0,), 4, [1, 3])]
     assert share_of_slots(0.75, [1, 3]) == 0.75
     assert share_of_slots(0.75, [1, 1]) == 1.0
     assert share_of_slots(0.75, []) == 0.75
     killed = recorded(a_run(0, 5, cause="killed", met=False))
-    assert (killed.slots, killed.workers) == (1, [])
+    assert (killed.slots, killed.pools) == (1, [])
+
+
+def test_the_queues_of_each_worker() -> None:
+    def ran(worker: str, queue: str, times: int, pid: int = 1) -> list[Run]:
+        return [a_run(20.0 * n, 10, place=(worker, pid), queue=queue) for n in range(times)]
+
+    runs = [*ran("a", "p", 30, 1), *ran("a", "p", 30, 2), *ran("b", "q", 30)]
+    # One has run too few to tell whether it takes from both.
+    runs += [*ran("c", "p", 2), *ran("d", "p", 15, 1), *ran("d", "q", 15, 2)]
+    lost = a_run(0, 1, queue="killed", cause="killed", met=False)
+    past = recorded(*runs, lost)
+    assert past.pools == [
+        Pool((0, 2), 2, [2]),
+        Pool((1, 2), 1, [1]),
+        Pool((0, 1, 2), 3, [1, 2]),
+    ]
+    assert past.slots == 6
+    assert {job.queue for job in past.jobs} == {0, 1, 2}
+    keys = [a_run(0, 10, place=(str(n), 1), queue=f"key.{n}") for n in range(101)]
+    assert recorded(*keys).pools == [Pool((0,), 101, [1] * 101)]
 
 
 def test_further_runs_start_after_their_pause_and_hold_a_slot() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,11 +15,18 @@ from rts.cli.workloads import held_per_slot
 from rts.rule import Rule
 from rts.settings import Settings
 from rts.simulation.orders import EarliestDeadlineFirst, FirstComeFirstServed, LeastFirst, Order
+from rts.simulation.pools import Pool, spread
+from rts.simulation.queues import WorkerGroup
 from rts.simulation.simulator import Conditions, finished, simulate
 from rts.simulation.traces import Again, Job, Origin
 from rts.simulation.workers import Workers
 
 JOBS = st.lists(st.tuples(st.floats(0, 50), st.floats(0.1, 20)), max_size=40)
+
+
+def workers(slots: list[int], order: Order, held_per_slot: float = 0.0) -> Workers:
+    """Workers of so many slots each that take from one queue."""
+    return Workers([WorkerGroup(n, prefetch=n * held_per_slot) for n in slots], lambda: order)
 
 
 def starts(jobs: list[Job], order: Any, slots: int) -> list[float]:
@@ -30,8 +38,8 @@ def test_a_prefetched_task_waits_for_its_worker_while_another_is_idle() -> None:
     runtimes = (1, 1, 100, 5, 1, 1, 1)
     jobs = [Job(float(n), "x", runtime_s) for n, runtime_s in enumerate(runtimes)]
     for held, last in ((1, [102, 8, 9]), (0, [8, 9, 10])):
-        workers = Workers([1, 1], FirstComeFirstServed(), held)
-        assert starts(jobs, workers, 2) == [0, 1, 2, 3, *last]
+        two = workers([1, 1], FirstComeFirstServed(), held)
+        assert starts(jobs, two, 2) == [0, 1, 2, 3, *last]
 
 
 def test_a_worker_takes_the_most_urgent_message_but_runs_what_it_holds_first() -> None:
@@ -39,7 +47,7 @@ def test_a_worker_takes_the_most_urgent_message_but_runs_what_it_holds_first() -
     jobs = [Job(float(n), "x", 10.0, rank=rank) for n, rank in enumerate(ranks)]
 
     def held(number: int) -> Workers:
-        return Workers([1], LeastFirst(lambda task: task.rank), number)
+        return workers([1], LeastFirst(lambda task: task.rank), number)
 
     assert starts(jobs, held(1), 1) == [0, 10, 40, 20, 30]
     assert starts(jobs, held(0), 1) == [0, 30, 40, 10, 20]
@@ -76,7 +84,7 @@ def test_in_the_stock_order_an_eta_comes_behind_what_its_worker_has_prefetched()
     jobs = [Job(0, "x", 10, notice_s=1.0), *(Job(n, "x", 10) for n in (1, 2, 3))]
     jobs.append(Job(4, "eta", 10, notice_s=3.5))
     for held, expected in ((1, [0, 10, 30, 40, 20]), (math.inf, [0, 10, 20, 30, 40])):
-        assert starts(jobs, Workers([1], FirstComeFirstServed(), held), 1) == expected
+        assert starts(jobs, workers([1], FirstComeFirstServed(), held), 1) == expected
 
 
 def test_a_retry_waits_in_the_queue_for_its_countdown() -> None:
@@ -90,24 +98,64 @@ def test_a_retry_waits_in_the_queue_for_its_countdown() -> None:
     assert starts(jobs, EarliestDeadlineFirst(), 1) == [12, 2, 7]
 
 
+@pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
+def test_a_task_waits_for_a_worker_of_its_queue(order: Callable[[], Order]) -> None:
+    jobs = [Job(n, "x", 10, tau=10.0, span_s=99.0, queue=int(n != 1)) for n in range(4)]
+    pools = [Pool((0, 1), 1, [1]), Pool((0,), 1, [1])]
+    assert starts(jobs, Workers(spread(2, pools), order), 2) == [0, 1, 10, 20]
+    assert starts(jobs, Workers(spread(1, pools), order), 1) == [0, 10, 20, 30], "in turn"
+    assert starts(jobs, order(), 2) == [0, 1, 10, 11], "an order is one queue"
+
+
+def test_a_worker_serves_its_queues_in_turn_each_in_its_order() -> None:
+    jobs = [
+        Job(n, "x", 10, tau=1.0, span_s=span_s, queue=n // 3)
+        for n, span_s in enumerate((50.0, 90.0, 80.0, 70.0))
+    ]
+    both = Workers([WorkerGroup(1, (0, 1))], EarliestDeadlineFirst)
+    assert starts(jobs, both, 1) == [0, 30, 20, 10]
+
+
+def test_what_several_queues_drop_is_dropped_once() -> None:
+    due_s = ((0, 99.0), (1, 1.0), (0, 98.0))
+    jobs = [Job(0, "x", 10, tau=10.0, span_s=span_s, queue=queue) for queue, span_s in due_s]
+    order = partial(EarliestDeadlineFirst, Rule(hopeless="drop"))
+    found = list(finished(jobs, 1, Workers([WorkerGroup(1, (0, 1))], order), Settings()))
+    assert sorted(number for number, _ in found) == [0, 1, 2]
+
+
+def test_slots_are_spread_as_the_recorded_ones_were() -> None:
+    pools = [Pool((0,), 2, [1, 1]), Pool((1,), 8, [4, 4])]
+
+    def sizes(slots: int) -> list[tuple[int, tuple[int, ...]]]:
+        return [(worker.slots, worker.queues) for worker in spread(slots, pools)]
+
+    assert sizes(10) == [(1, (0,)), (1, (0,)), (4, (1,)), (4, (1,))]
+    assert sizes(2) == [(1, (0,)), (1, (1,))]
+    assert sizes(1) == [(1, (0, 1))]
+    assert spread(3, []) == [WorkerGroup(3)]
+    assert [worker.prefetch for worker in spread(10, pools, 2.0)] == [2, 2, 8, 8]
+    assert sum(size for size, _ in sizes(101)) == 101
+
+
 def test_each_worker_runs_as_many_demoted_tasks_as_it_may() -> None:
     # Two workers of two slots may run one each, one of four slots three.
     jobs = [Job(0, "x", 10, tau=10.0, span_s=1.0) for _ in range(4)]
     every = Rule(late_share=0)
-    assert starts(jobs, Workers([2, 2], EarliestDeadlineFirst(every)), 4) == [0, 0, 10, 10]
-    assert starts(jobs, Workers([4], EarliestDeadlineFirst(every)), 4) == [0, 0, 0, 10]
+    assert starts(jobs, workers([2, 2], EarliestDeadlineFirst(every)), 4) == [0, 0, 10, 10]
+    assert starts(jobs, workers([4], EarliestDeadlineFirst(every)), 4) == [0, 0, 0, 10]
 
 
 @given(JOBS, st.sampled_from([[3], [1, 2], [1, 1, 1]]), st.sampled_from([0, 1, 4, math.inf]))
 def test_every_job_runs_within_the_slots(
-    rows: list[tuple[float, float]], workers: list[int], held: float
+    rows: list[tuple[float, float]], sizes: list[int], held: float
 ) -> None:
     jobs = sorted(Job(arrival_s, "x", runtime_s) for arrival_s, runtime_s in rows)
-    outcomes = simulate(jobs, 3, Workers(workers, FirstComeFirstServed(), held), Settings())
+    outcomes = simulate(jobs, 3, workers(sizes, FirstComeFirstServed(), held), Settings())
     assert len(outcomes) == len(jobs)
     for o in outcomes:
         assert sum(p.started_at <= o.started_at < p.finished_at for p in outcomes) <= 3
-    if len(workers) == 1 or held == 0:
+    if len(sizes) == 1 or held == 0:
         fair = starts(jobs, FirstComeFirstServed(), 3)
         assert [o.started_at for o in outcomes] == fair
 
@@ -118,13 +166,13 @@ def test_every_job_runs_within_the_slots(
     st.sampled_from([FirstComeFirstServed, EarliestDeadlineFirst]),
 )
 def test_every_job_with_an_eta_or_a_countdown_runs_once_after_it(
-    rows: list[tuple[int, int, int, int, bool]], workers: list[int], order: Callable[[], Order]
+    rows: list[tuple[int, int, int, int, bool]], sizes: list[int], order: Callable[[], Order]
 ) -> None:
     jobs = sorted(
         Job(at, "x", runtime_s, notice_s=notice_s, later=(Again(pause_s, 1, True),) * retried)
         for at, runtime_s, notice_s, pause_s, retried in rows
     )
-    found = list(finished(jobs, 3, Workers(workers, order()), Settings()))
+    found = list(finished(jobs, 3, workers(sizes, order()), Settings()))
     assert sorted(number for number, _ in found) == list(range(len(jobs)))
     for number, outcome in found:
         job = jobs[number]

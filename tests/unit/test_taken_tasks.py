@@ -13,10 +13,10 @@ from rts.predictions import taken_tasks
 from rts.predictions.fleet import Fleet
 from rts.predictions.messages import Held, WorkReader
 from rts.predictions.queue_reader import Unacknowledged
-from rts.predictions.shared_workers import WorkerGroup
 from rts.predictions.taken_tasks import TakenTasks
 from rts.records import Execution, OpenTask
 from rts.settings import Settings
+from rts.simulation.queues import WorkerGroup
 from rts.unfinished.received import SIZE, mark_of
 from tests.records import run
 
