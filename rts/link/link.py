@@ -93,9 +93,9 @@ class Link:
             StoreUnavailable: no reply in time, or the server refuses a command.
         """
         replies = self.call_each(*commands)
-        for reply in replies:
+        for reply, command in zip(replies, commands, strict=True):
             if isinstance(reply, ResponseError):
-                raise self._failed(reply) from reply
+                raise self._failed(reply, command) from reply
         return replies
 
     def call_each(self, *commands: bytes) -> list[Any]:
@@ -148,6 +148,9 @@ class Link:
         self.breaker = Breaker(self._period_s)
         #: Whether the last failure was a timeout.
         self._timed_out = False
+        #: The name of the command that the server has refused, until it takes one again: others
+        #: succeed meanwhile, as where its memory is full. ``None`` where it did not answer.
+        self._refused: bytes | None = None
         #: Connections made so far. Each new one may lead to another server, or to one that has
         #: lost its latest data.
         self.connections = 0
@@ -194,8 +197,12 @@ class Link:
             self.close()
         else:
             self._idle.append((connection, self._now()))
-        if not refusals and self.breaker.succeeded() and self._outages.tell_end():
-            logger.warning("rts: Redis at %s answers again", self._shown_url)
+        if not refusals:
+            ended = self.breaker.succeeded()
+            if self._refused is not None and (ended := self._refused in data):
+                self._refused = None
+            if ended and self._outages.tell_end():
+                logger.warning("rts: Redis at %s answers again", self._shown_url)
         return replies
 
     def _drop(self, connection: Any) -> None:
@@ -204,9 +211,12 @@ class Link:
         except (RedisError, OSError):
             pass  # it is gone either way
 
-    def _failed(self, exc: Exception) -> StoreUnavailable:
-        """Open the breaker and return the error to raise."""
+    def _failed(self, exc: Exception, refused: bytes | None = None) -> StoreUnavailable:
+        """Open the breaker and return the error to raise. *refused*: the command, if the server
+        has refused one.
+        """
         health.count("redis_failures")
+        self._refused = refused and refused.split(b"\r\n", 3)[2]
         self._timed_out = isinstance(exc, redis.TimeoutError)
         if self.breaker.failed():
             health.count("breaker_opened")

@@ -467,19 +467,50 @@ def test_a_server_that_alternates_does_not_fill_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     at = 1000.0
-    with RedisServer(arguments=("--maxmemory", "1")) as server:
+    with RedisServer() as server, redis.Redis(port=server.port) as admin:
         settings = Settings(redis_url=server.url, breaker_period=1e-6)
         link = Link(settings, now=lambda: at)
-        for _ in range(3600):
+        for _ in range(1800):
+            admin.config_set("maxmemory", 1)
             with pytest.raises(StoreUnavailable):
                 link.call(pack("SET", "a", "b"))
-            link.call(pack("GET", "a"))
-            at += 1
+            admin.config_set("maxmemory", 0)
+            link.call(pack("SET", "a", "b"))
+            at += 2
         told = caplog.text.count("is not usable")
         assert 2 <= told <= 10, "seldomer and seldomer"
         assert caplog.text.count("answers again") == told
         at += 10_000
+        admin.config_set("maxmemory", 1)
         with pytest.raises(StoreUnavailable):
             link.call(pack("SET", "a", "b"))
         assert caplog.text.count("is not usable") == told + 1, "after a calm it is told at once"
+        link.close()
+
+
+def test_a_server_that_refuses_some_commands_does_not_answer_again_by_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    at = 1000.0
+    with RedisServer(arguments=("--maxmemory", "1")) as server:
+        link = Link(Settings(redis_url=server.url, breaker_period=1e-6), now=lambda: at)
+        for _ in range(9):
+            with pytest.raises(StoreUnavailable):
+                link.call(pack("SET", "a", "b"))
+            link.call(pack("GET", "a"))
+            at += 10_000
+        assert caplog.text.count("is not usable") == 1
+        assert "answers again" not in caplog.text
+        link.call(pack("CONFIG", "SET", "maxmemory", 0))
+        link.call(pack("SET", "a", "b"))
+        assert caplog.text.count("answers again") == 1
+        # An outage ends with any answer.
+        with pytest.raises(StoreUnavailable):
+            link.call(pack("NONSENSE"))
+        server.kill()
+        with pytest.raises(StoreUnavailable):
+            link.call(pack("GET", "a"))
+        server.start()
+        link.call(pack("GET", "a"))
+        assert caplog.text.count("answers again") == 2
         link.close()
