@@ -189,7 +189,7 @@ def test_a_merge_that_another_drain_has_overtaken_is_repeated(on_mongo: OnMongo)
     assert on_mongo.documents()[0][0]["attempts"] == 3
 
 
-def test_drains_that_write_the_same_at_once(on_mongo: OnMongo, rts_mongo_url: str) -> None:
+def test_drains_that_write_the_same_at_once(on_mongo: OnMongo, emptied_url: str) -> None:
     """Four drains, one task whose six runs are told in pieces, each in its own order."""
     runs = [
         lost(instance="celery@a:1:1"),
@@ -203,7 +203,7 @@ def test_drains_that_write_the_same_at_once(on_mongo: OnMongo, rts_mongo_url: st
         r._replace(task_id=f"{n}", run_id=f"{n}{r.run_id}") for n in range(20) for r in runs
     ]
     expected = outcome(InMemory(), copies, random.Random(0))
-    ledgers = [on_mongo.ledger, *(OnMongo(rts_mongo_url).ledger for _ in range(3))]
+    ledgers = [on_mongo.ledger, *(OnMongo(emptied_url).ledger for _ in range(3))]
     problems: list[BaseException] = []
 
     def drain(ledger: MongoLedger, seed: int) -> None:
