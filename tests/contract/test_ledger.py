@@ -429,9 +429,8 @@ def test_a_task_that_retries_for_ever_stays_small(subject: Subject) -> None:
         entry(retried(retries=n, started_at=R + n, completed_at=R + n + 0.5))
         for n in range(250)
     ]
-    subject.ledger.write(runs[:120])
-    for run in runs[120:]:
-        subject.ledger.write([run])
+    for batch in (runs[:120], *([run] for run in runs[120:130]), runs[130:]):
+        subject.ledger.write(batch)
     task = subject.documents()[0][0]
     assert (task["attempts"], len(task["_runs"])) == (250, 100)
 
