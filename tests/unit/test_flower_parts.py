@@ -288,6 +288,20 @@ def test_a_chart_of_one_key_and_of_all() -> None:
     assert taus == [None, 3.0, None]
 
 
+def test_runtimes_and_delays_over_time_are_each_their_own_percentiles() -> None:
+    counted = Tally(
+        runtime=Counter({bucket(2.0): 9, bucket(60.0): 1}),
+        queueing_delay=Counter({bucket(5.0): 9, bucket(30.0): 1}),
+    )
+    history = [Moment.of(Point(at(0), 600, {"a": counted}))]
+    for drawn, expected in (
+        (charts.runtimes(history, "a", ()), [2.0, 60.0]),
+        (charts.delays(history, "a"), [5.0, 30.0]),
+    ):
+        found = [series["values"][0] for series in drawn["series"][:2]]
+        assert found == pytest.approx(expected, rel=0.05)
+
+
 def test_slowdowns_leave_out_unknown_values() -> None:
     run = {"runtime_s": 6.0, "tau": 3.0, "load_at_start": {"load": 0.5}, "sla_success": True}
     runs = [

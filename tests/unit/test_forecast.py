@@ -314,6 +314,27 @@ def test_the_latest_arrivals_are_looked_for_once_not_in_each_simulation() -> Non
         assert arrivals.looks < forecast.MIN_RUNS
 
 
+def test_a_prediction_in_a_long_queue_makes_fewer_simulations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    played: list[QueueSimulation] = []
+
+    class Counted(QueueSimulation):
+        def __init__(self, *parts: Any) -> None:
+            super().__init__(*parts)
+            played.append(self)
+
+    monkeypatch.setattr(forecast, "QueueSimulation", Counted)
+    monkeypatch.setattr(forecast, "MAX_EVENTS", 12_000)  # it takes a fifth of the time
+    each = Work("mixed", 0.0, 1.0, 1e9)
+    forecast.of_waiting(Snapshot(0.0, 1, [each] * 3), 2)
+    assert len(played) == forecast.MAX_RUNS
+    played.clear()
+    forecast.of_waiting(Snapshot(0.0, 1, [each] * 200), 199)
+    assert forecast.MIN_RUNS <= len(played) < forecast.MAX_RUNS
+    assert sum(play.events for play in played[:-1]) < forecast.MAX_EVENTS
+
+
 def test_more_runs_than_slots_delay_nobody() -> None:
     exact: Any = Exact([])
     runs = [Work("mixed", 900.0, 1.0, 9000.0, name=name) for name in ("5.0", "6.0", "7.0")]
