@@ -106,7 +106,11 @@ def test_the_brokers_documented_user_is_enough_for_workers_and_predictions(
         reader.close()
         stage.worker()
         wait_until(lambda: mongo.tasks.find_one({"_id": waits, "state": "SUCCESS"}))
-        assert admin.execute_command("ACL", "LOG") == []
+        refused = {entry["object"] for entry in admin.execute_command("ACL", "LOG")}
+        # Redis 6 cannot allow the harmless ones of CLIENT alone; redis-py does without.
+        if admin.info("server")["redis_version"].startswith("6."):
+            refused.discard("client")
+        assert refused == set()
 
 
 def test_a_publisher_that_may_not_read_the_taus_says_so_once(
