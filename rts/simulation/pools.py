@@ -25,9 +25,9 @@ class Pool(NamedTuple):
     """Workers that take from the same queues."""
 
     queues: tuple[int, ...]
-    #: Slots of all together, at least 1; there may have been fewer at a time than now.
+    #: Slots of all at a time, at least 1.
     slots: int
-    #: Slots of each.
+    #: Slots of each: in sum more, if one has replaced another.
     workers: Sequence[int]
 
 

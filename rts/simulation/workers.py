@@ -38,8 +38,9 @@ class Workers:
 
     def __init__(self, workers: Sequence[WorkerGroup], order: OrderMaker) -> None:
         self._queues = Queues(order, workers, in_turn=True)
-        #: Whether there are several queues; else all tasks wait in the same one.
-        self._several = len({number for worker in workers for number in worker.queues}) > 1
+        numbers = {number for worker in workers for number in worker.queues}
+        #: The number of the queue, if there is only one: then all tasks wait in it.
+        self._only = min(numbers) if len(numbers) == 1 else None
         #: Tasks that wait in the queues.
         self._waiting = 0
         #: Those that may have room. The one that has waited longest for a message comes first.
@@ -56,7 +57,7 @@ class Workers:
     def push(self, task: Waiting, queue: int) -> None:
         """Add a task to a queue."""
         self._waiting += 1
-        self._queues.push(queue if self._several else 0, task)
+        self._queues.push(queue if self._only is None else self._only, task)
 
     def take(self, now: float) -> None:
         """Have the workers take, in turn, what they have room for."""

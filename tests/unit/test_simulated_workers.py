@@ -104,7 +104,8 @@ def test_a_task_waits_for_a_worker_of_its_queue(order: Callable[[], Order]) -> N
     pools = [Pool((0, 1), 1, [1]), Pool((0,), 1, [1])]
     assert starts(jobs, Workers(spread(2, pools), order), 2) == [0, 1, 10, 20]
     assert starts(jobs, Workers(spread(1, pools), order), 1) == [0, 10, 20, 30], "in turn"
-    assert starts(jobs, order(), 2) == [0, 1, 10, 11], "an order is one queue"
+    for one in (order(), Workers([WorkerGroup(2, (1,))], order)):
+        assert starts(jobs, one, 2) == [0, 1, 10, 11], "of one queue, all tasks are"
 
 
 def test_a_worker_serves_its_queues_in_turn_each_in_its_order() -> None:
