@@ -22,7 +22,7 @@ from rts.deadlines import (
     MIN_MULTIPLIER,
 )
 from rts.fields import queue_of
-from rts.records import OpenTask, Plan
+from rts.records import OpenTask, Plan, of_fields
 from rts.tasktypes import RESOURCES, TaskType
 from rts.validation import finite
 
@@ -44,8 +44,6 @@ _REQUESTABLE = frozenset(REQUESTABLE)
 _PLANNED = itemgetter(
     "task_type", "rts_type_source", "rts_tau", "rts_k", "rts_arrival", "rts_deadline"
 )
-#: Makes a record without the function call of a ``NamedTuple``'s own ``__new__``.
-_new = tuple.__new__
 
 #: A larger request is a mistake: no machine has so many cores, GiB or GPUs.
 MAX_REQUEST = 1e9
@@ -164,7 +162,7 @@ def open_task(values: Mapping[str, Any], queue: object) -> OpenTask:
     """Return the open task of a message with a plan; *queue* is its routing key."""
     queue = queue_of(queue)
     # By position, in the order of the fields: this is on the path of every publish.
-    return OpenTask(
+    known = (
         values["id"],
         values["task"],
         values["task_type"],
@@ -179,6 +177,7 @@ def open_task(values: Mapping[str, Any], queue: object) -> OpenTask:
         values.get("parent_id"),
         values.get("root_id"),
     )
+    return of_fields(OpenTask, known)
 
 
 def read_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan | None:
@@ -204,8 +203,8 @@ def read_plan(values: Mapping[str, Any], types: Mapping[str, TaskType]) -> Plan 
             if type_source not in TYPE_SOURCES:
                 planned = (task_type, "inferred", *planned[2:])
             if "rts_arrival_source" in values and values["rts_arrival_source"] == "received":
-                return _new(Plan, (*planned, "received"))
-            return _new(Plan, (*planned, "published"))
+                return of_fields(Plan, (*planned, "received"))
+            return of_fields(Plan, (*planned, "published"))
     except (LookupError, TypeError):
         pass  # a header is missing, or the type is no string
     if values.get("rts_deadline") is None:

@@ -43,6 +43,11 @@ OVERDUE_AFTER_S = 1.0
 PENDING, STARTED = "PENDING", "STARTED"
 
 
+#: Makes a record from a tuple of all its fields, for the paths of every task: without the
+#: function call of a ``NamedTuple``'s own ``__new__``.
+of_fields = tuple.__new__
+
+
 class Plan(NamedTuple):
     """What was decided for one task when it was published: type, tau and deadline.
 

@@ -32,7 +32,7 @@ from rts.lifecycle.propagation import (
     write_next,
 )
 from rts.lifecycle.replacements import NESTING, OWED, plan_replacement, verdict_plan
-from rts.records import Plan
+from rts.records import Plan, of_fields
 from rts.settings import Settings
 from rts.tasktypes import infer
 
@@ -198,7 +198,7 @@ class Planner:
         until = request.sla_deadline or defaults.sla_deadline
         if until is None:
             until = min(MAX_INSTANT, deadline(arrival, tau, k, settings.min_slack))
-        return Plan(task_type, type_source, tau, k, arrival, until, source)
+        return of_fields(Plan, (task_type, type_source, tau, k, arrival, until, source))
 
     def plan_received(self, attributes: Mapping[str, Any]) -> Plan:
         """Return a plan for a task that came without one, or with an invalid one."""
