@@ -73,7 +73,9 @@ def test_v2_in_a_namespace_reads_the_mount(tmp_path: Path, group: str) -> None:
     groups = tree(
         tmp_path,
         f"0::{group}\n",
-        {"cgroup.controllers": "cpu memory\n"} | v2("", cpu_max="100000 100000\n"),
+        {"cgroup.controllers": "cpu memory\n"}
+        | v2("", cpu_max="100000 100000\n")
+        | v2("other", cpu_max="50000 100000\n"),  # of the same name, within the namespace
     )
     assert [g.limit_cores for g in groups.cpu()] == [1.0]
 
