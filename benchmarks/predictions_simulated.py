@@ -23,11 +23,11 @@ from heading import print_heading
 
 from rts.ledger.recent import RUNS
 from rts.predictions import forecast
-from rts.predictions.shared_workers import OrderMaker
 from rts.predictions.snapshot import Running, Snapshot
 from rts.predictions.work import Work
 from rts.settings import Settings
 from rts.simulation.orders import order_of
+from rts.simulation.queues import OrderMaker
 from rts.simulation.simulator import Outcome, simulate
 from rts.simulation.traces import at_load, read_trace, six_types
 
