@@ -148,8 +148,9 @@ class Link:
         self.breaker = Breaker(self._period_s)
         #: Whether the last failure was a timeout.
         self._timed_out = False
-        #: The name of the command that the server has refused, until it takes one again: others
-        #: succeed meanwhile, as where its memory is full. ``None`` where it did not answer.
+        #: The command that the server has refused, with its script or first key, until it takes
+        #: one again: others succeed meanwhile, as where its memory is full. ``None`` where it
+        #: did not answer.
         self._refused: bytes | None = None
         #: Connections made so far. Each new one may lead to another server, or to one that has
         #: lost its latest data.
@@ -199,7 +200,8 @@ class Link:
             self._idle.append((connection, self._now()))
         if not refusals:
             ended = self.breaker.succeeded()
-            if self._refused is not None and (ended := self._refused in data):
+            refused = self._refused  # another thread may change it
+            if refused is not None and (ended := refused in data):
                 self._refused = None
             if ended and self._outages.tell_end():
                 logger.warning("rts: Redis at %s answers again", self._shown_url)
@@ -216,7 +218,7 @@ class Link:
         has refused one.
         """
         health.count("redis_failures")
-        self._refused = refused and refused.split(b"\r\n", 3)[2]
+        self._refused = refused and b"\r\n".join(refused.split(b"\r\n", 5)[2:5])
         self._timed_out = isinstance(exc, redis.TimeoutError)
         if self.breaker.failed():
             health.count("breaker_opened")

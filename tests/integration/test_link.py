@@ -488,29 +488,40 @@ def test_a_server_that_alternates_does_not_fill_the_log(
         link.close()
 
 
+@pytest.mark.parametrize(
+    ("write", "read"),
+    [
+        (pack("SET", "a", "b"), pack("GET", "a")),
+        (
+            pack("EVAL", "return redis.call('SET', 'a', 'b')", 0),
+            pack("EVAL", "return redis.call('GET', 'a')", 0),
+        ),
+    ],
+    ids=["commands", "scripts"],
+)
 def test_a_server_that_refuses_some_commands_does_not_answer_again_by_the_others(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, write: bytes, read: bytes
 ) -> None:
     at = 1000.0
     with RedisServer(arguments=("--maxmemory", "1")) as server:
         link = Link(Settings(redis_url=server.url, breaker_period=1e-6), now=lambda: at)
         for _ in range(9):
             with pytest.raises(StoreUnavailable):
-                link.call(pack("SET", "a", "b"))
-            link.call(pack("GET", "a"))
+                link.call(write)
+            link.call(read)
             at += 10_000
         assert caplog.text.count("is not usable") == 1
         assert "answers again" not in caplog.text
         link.call(pack("CONFIG", "SET", "maxmemory", 0))
-        link.call(pack("SET", "a", "b"))
+        link.call(write)
         assert caplog.text.count("answers again") == 1
         # An outage ends with any answer.
         with pytest.raises(StoreUnavailable):
             link.call(pack("NONSENSE"))
         server.kill()
         with pytest.raises(StoreUnavailable):
-            link.call(pack("GET", "a"))
+            link.call(read)
         server.start()
-        link.call(pack("GET", "a"))
+        link.call(read)
         assert caplog.text.count("answers again") == 2
         link.close()
