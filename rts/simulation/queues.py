@@ -51,13 +51,12 @@ class Queues:
             order.turns = count
         self._held.update(held)
 
-    def hold_in(self, held: set[int]) -> None:
-        """Have *held* be the numbers of the demoted tasks that hold slots: of a worker that
-        counts its own.
+    def hold_in(self, held: set[int], group: int) -> None:
+        """Have *held* be the numbers of the demoted tasks that hold slots, for the next pop of
+        *group*: a worker that counts its own.
         """
-        self._held = held
-        for order in self._orders:
-            order.held = held
+        for number in self._cycles[group]:
+            self._orders[number].held = held
 
     def push(self, queue: int, task: Waiting) -> None:
         """Add a task that has arrived in a queue."""
@@ -107,12 +106,12 @@ class Queues:
                 return number, task
         return None
 
-    def take_dropped(self) -> list[Waiting]:
-        """Return the tasks that were dropped since the last time."""
+    def take_dropped(self, group: int) -> list[Waiting]:
+        """Return the tasks that the pops of *group* have dropped since the last time."""
         found: list[Waiting] = []
-        for order in self._orders:
-            found += order.dropped
-            order.dropped = ()
+        for number in self._cycles[group]:
+            found += self._orders[number].dropped
+            self._orders[number].dropped = ()
         return found
 
     def has_dropped(self, number: int) -> bool:

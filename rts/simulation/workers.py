@@ -9,9 +9,11 @@ hold in :mod:`rts.predictions.shared_workers`.)
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+import heapq
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from rts.simulation.orders import Waiting
 from rts.simulation.queues import OrderMaker, Queues, WorkerGroup
@@ -21,9 +23,9 @@ from rts.simulation.queues import OrderMaker, Queues, WorkerGroup
 class _Worker:
     number: int
     group: WorkerGroup
+    #: Counts up: of two that have room, the lesser one has waited longer for a message.
+    since: int
     running: int = 0
-    #: Whether it is among those that may have room.
-    is_open: bool = True
     #: Tasks that wait for one of its slots.
     held: deque[Waiting] = field(default_factory=deque)
     #: Numbers of the demoted tasks that it has taken and not ended.
@@ -33,8 +35,16 @@ class _Worker:
         return len(self.held) < self.group.slots - self.running + self.group.prefetch
 
 
+#: The workers of the same queues that have room, the one that has waited longest first.
+_Open = OrderedDict[_Worker, None]
+
+
 class Workers:
-    """Workers that each take from some of the queues, which are in the same *order*."""
+    """Workers that each take from some of the queues, which are in the same *order*.
+
+    After :meth:`take`, no worker that has room may take anything. So then only a task that is
+    pushed, or a run that ends, lets one take again: the others are not asked.
+    """
 
     def __init__(self, workers: Sequence[WorkerGroup], order: OrderMaker) -> None:
         self._queues = Queues(order, workers, in_turn=True)
@@ -43,8 +53,19 @@ class Workers:
         self._only = min(numbers) if len(numbers) == 1 else None
         #: Tasks that wait in the queues.
         self._waiting = 0
-        #: Those that may have room. The one that has waited longest for a message comes first.
-        self._open = deque(_Worker(number, worker) for number, worker in enumerate(workers))
+        self._turns = len(workers)
+        #: Those that have room, by the queues that they take from; and by each of these.
+        self._open: defaultdict[tuple[int, ...], _Open] = defaultdict(OrderedDict)
+        for number, group in enumerate(workers):
+            self._open[group.queues][_Worker(number, group, number)] = None
+        self._open_of = {
+            number: [of for queues, of in self._open.items() if number in queues]
+            for number in numbers
+        }
+        #: What has happened since the last :meth:`take`: workers that have ended a run, and the
+        #: queues of the tasks that were pushed.
+        self._freed: list[_Worker] = []
+        self._pushed: list[int] = []
         #: Those that may start a task.
         self._starting: list[_Worker] = []
         #: By the number of a task that was taken and has not ended.
@@ -56,35 +77,53 @@ class Workers:
 
     def push(self, task: Waiting, queue: int) -> None:
         """Add a task to a queue."""
+        if self._only is not None:
+            queue = self._only
         self._waiting += 1
-        self._queues.push(queue if self._only is None else self._only, task)
+        self._queues.push(queue, task)
+        self._pushed.append(queue)
 
     def take(self, now: float) -> None:
-        """Have the workers take, in turn, what they have room for."""
-        queues, idle = self._queues, []
+        """Have the workers take what they have room for."""
         self.dropped = []
-        while self._waiting and self._open:
-            worker = self._open.popleft()
-            if not worker.has_room():
-                worker.is_open = False
-                continue
-            queues.hold_in(worker.demoted)
-            task = queues.pop(worker.number, now, worker.group.slots)
-            if dropped := queues.take_dropped():
-                self._waiting -= len(dropped)
-                self.dropped += dropped
-            if task is None:
-                idle.append(worker)
-            else:
-                self._waiting -= 1
-                self._open.append(worker)
-                self._takers[task.number] = worker
-                if task.ready > now:
-                    self._early.add(task.number)
-                    worker.demoted.discard(task.number)
-                else:
-                    self._hold(task, worker)
-        self._open.extendleft(reversed(idle))
+        for worker in self._freed:
+            while self._waiting and worker.has_room() and self._take(worker, now):
+                pass
+        self._freed.clear()
+        for queue in self._pushed:
+            for worker in self._with_room(queue):
+                if not self._waiting or self._take(worker, now):
+                    break
+        self._pushed.clear()
+
+    def _with_room(self, queue: int) -> Iterable[_Worker]:
+        """Return those that take from *queue* and have room, the one that has waited longest
+        first.
+        """
+        open_of = self._open_of[queue]
+        if len(open_of) == 1:
+            return open_of[0]
+        return heapq.merge(*open_of, key=attrgetter("since"))
+
+    def _take(self, worker: _Worker, now: float) -> bool:
+        """Have *worker* take a task; return whether there was one for it."""
+        queues = self._queues
+        queues.hold_in(worker.demoted, worker.number)
+        task = queues.pop(worker.number, now, worker.group.slots)
+        if dropped := queues.take_dropped(worker.number):
+            self._waiting -= len(dropped)
+            self.dropped += dropped
+        if task is None:
+            return False
+        self._waiting -= 1
+        self._wait(worker)
+        self._takers[task.number] = worker
+        if task.ready > now:
+            self._early.add(task.number)
+            worker.demoted.discard(task.number)
+        else:
+            self._hold(task, worker)
+        return True
 
     def ready(self, task: Waiting) -> None:
         """Have the worker that holds *task*, if one has taken it, start it in its turn."""
@@ -108,10 +147,20 @@ class Workers:
         worker.demoted.discard(number)
         worker.running -= 1
         self._starting.append(worker)
-        if not worker.is_open:
-            worker.is_open = True
-            self._open.append(worker)
+        self._freed.append(worker)
+        if worker.has_room() and worker not in self._open[worker.group.queues]:
+            self._wait(worker)
+
+    def _wait(self, worker: _Worker) -> None:
+        """Have *worker* wait for a message, behind the others."""
+        self._turns += 1
+        worker.since = self._turns
+        workers = self._open[worker.group.queues]
+        workers[worker] = None
+        workers.move_to_end(worker)
 
     def _hold(self, task: Waiting, worker: _Worker) -> None:
         worker.held.append(task)
         self._starting.append(worker)
+        if not worker.has_room():
+            self._open[worker.group.queues].pop(worker, None)

@@ -16,7 +16,7 @@ from rts.rule import Rule
 from rts.settings import Settings
 from rts.simulation.orders import EarliestDeadlineFirst, FirstComeFirstServed, LeastFirst, Order
 from rts.simulation.pools import Pool, spread
-from rts.simulation.queues import WorkerGroup
+from rts.simulation.queues import Queues, WorkerGroup
 from rts.simulation.simulator import Conditions, finished, simulate
 from rts.simulation.traces import Again, Job, Origin
 from rts.simulation.workers import Workers
@@ -123,6 +123,26 @@ def test_what_several_queues_drop_is_dropped_once() -> None:
     order = partial(EarliestDeadlineFirst, Rule(hopeless="drop"))
     found = list(finished(jobs, 1, Workers([WorkerGroup(1, (0, 1))], order), Settings()))
     assert sorted(number for number, _ in found) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
+def test_only_workers_that_may_take_something_are_asked(
+    order: Callable[[], Order], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others may be many: a plan begins with as many slots as there are tasks."""
+    asked: list[int] = []
+    pop = Queues.pop
+
+    def counted(self: Queues, group: int, now: float, slots: int) -> Any:
+        asked.append(group)
+        return pop(self, group, now, slots)
+
+    monkeypatch.setattr(Queues, "pop", counted)
+    jobs = [Job(n, "x", 150.0, tau=99.0, span_s=9e9, queue=n % 2) for n in range(400)]
+    pools = [Pool((0,), 100, [1] * 100), Pool((1,), 100, [1] * 100)]
+    found = simulate(jobs, 200, Workers(spread(200, pools), order), Settings())
+    assert [o.started_at for o in found] == [job.arrival_s for job in jobs]
+    assert len(asked) == len(jobs)
 
 
 def test_slots_are_spread_as_the_recorded_ones_were() -> None:
