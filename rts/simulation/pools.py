@@ -6,8 +6,9 @@ Workers that take from the same queues are a pool.
 from __future__ import annotations
 
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from rts.simulation.queues import WorkerGroup
 #: of hosts differ by milliseconds, so that consecutive runs seem to overlap.
 HELD_SHARE = 0.001
 #: A worker that has run no task of a queue does not take from it if the probability of that,
-#: were it to take from it like others, is at most this.
+#: were it to take from it like others, is at most this, divided by the number of workers: so
+#: rarely is any of them taken for one of another kind.
 BY_CHANCE = 0.01
 
 
@@ -35,44 +37,72 @@ class WorkerRuns:
     """The recorded runs of a worker."""
 
     def __init__(self) -> None:
-        self.starts, self.ends = array("d"), array("d")
-        #: How many came from each queue.
-        self.of_queue: Counter[int] = Counter()
+        #: By the numbers of their queues.
+        self.starts: defaultdict[int, array[float]] = defaultdict(lambda: array("d"))
+        self.ends = array("d")
+
+    def add(self, queue: int, started_at: float, completed_at: float) -> None:
+        """Add a run of a task from *queue*."""
+        self.starts[queue].append(started_at)
+        self.ends.append(completed_at)
+
+    def all_starts(self) -> Iterable[float]:
+        """Return the starts of all its runs."""
+        return chain.from_iterable(self.starts.values())
 
 
-def pools_of(workers: Iterable[WorkerRuns], queues: int) -> list[Pool]:
-    """Return the *workers* by the *queues* (so many) that they take from."""
-    total: Counter[int] = Counter()
-    for worker in workers:
-        total += worker.of_queue
+def pools_of(workers: Collection[WorkerRuns], queues: int) -> list[Pool]:
+    """Return the *workers* by the *queues* (so many) that they take from.
+
+    One that may be like another one, which has run tasks of more queues, is: it has run too few
+    tasks to tell, or none was in the other queues in its time, as it was replaced by then.
+    """
     alike: dict[tuple[int, ...], list[WorkerRuns]] = {}
-    for worker in workers:
-        taken = _taken_from(worker.of_queue, total, queues) if queues > 1 else (0,)
-        alike.setdefault(taken, []).append(worker)
+    if queues == 1:
+        alike = {(0,): list(workers)} if workers else {}
+    else:
+        started = [
+            array(
+                "d", sorted(chain.from_iterable(w.starts[n] for w in workers if n in w.starts))
+            )
+            for n in range(queues)
+        ]
+        chance = BY_CHANCE / max(1, len(workers))
+        order = sorted(workers, key=lambda w: (len(w.starts), len(w.ends)), reverse=True)
+        for worker in order:
+            own = worker.starts.keys()
+            first, last = min(worker.all_starts()), max(worker.all_starts())
+            meanwhile = [bisect_right(of, last) - bisect_left(of, first) for of in started]
+            possible = _possible(worker, meanwhile, chance)
+            taken = next(
+                (known for known in alike if own <= set(known) <= possible),
+                tuple(sorted(_possible(worker, [len(of) for of in started], chance))),
+            )
+            alike.setdefault(taken, []).append(worker)
     return [
         Pool(
             taken,
             most_at_a_time(
-                chain.from_iterable(worker.starts for worker in of),
+                chain.from_iterable(worker.all_starts() for worker in of),
                 chain.from_iterable(worker.ends for worker in of),
             ),
-            [most_at_a_time(worker.starts, worker.ends) for worker in of],
+            [most_at_a_time(worker.all_starts(), worker.ends) for worker in of],
         )
         for taken, of in alike.items()
     ]
 
 
-def _taken_from(own: Counter[int], total: Counter[int], queues: int) -> tuple[int, ...]:
-    """Return the queues that a worker takes from, by the numbers of its *own* runs and the
-    *total* of all workers: those that it has run tasks of, and those of which it may have run
-    none by chance.
+def _possible(worker: WorkerRuns, total: Sequence[int], chance: float) -> set[int]:
+    """Return the queues that a worker may take from: those that it has run tasks of, and those
+    of which it may have run none by chance, with a probability above *chance*. *total*: the
+    runs of all workers, by queue.
     """
-    known = sum(total[queue] for queue in own)
-    return tuple(
+    known = sum(total[queue] for queue in worker.starts)
+    return {
         queue
-        for queue in range(queues)
-        if queue in own or (known / (known + total[queue])) ** own.total() > BY_CHANCE
-    )
+        for queue, others in enumerate(total)
+        if queue in worker.starts or (known / (known + others)) ** len(worker.ends) > chance
+    }
 
 
 def most_at_a_time(starts: Iterable[float], ends: Iterable[float]) -> int:

@@ -115,9 +115,7 @@ def recording(
     for run in runs:
         if run.cause is None:
             worker = workers[run.place[0]]
-            worker.starts.append(run.started_at)
-            worker.ends.append(run.completed_at)
-            worker.of_queue[queues[run.queue]] += 1
+            worker.add(queues[run.queue], run.started_at, run.completed_at)
         if run.cause != DROPPED:
             gaps.see(run)
         if run.key:

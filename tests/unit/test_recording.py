@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -289,14 +289,25 @@ def test_the_queues_of_each_worker() -> None:
     lost = a_run(0, 1, queue="killed", cause="killed", met=False)
     past = recorded(*runs, lost)
     assert past.pools == [
+        Pool((0, 1, 2), 3, [2, 1]),
         Pool((0, 2), 2, [2]),
         Pool((1, 2), 1, [1]),
-        Pool((0, 1, 2), 3, [1, 2]),
     ]
     assert past.slots == 6
     assert {job.queue for job in past.jobs} == {0, 1, 2}
     keys = [a_run(0, 10, place=(str(n), 1), queue=f"key.{n}") for n in range(101)]
     assert recorded(*keys).pools == [Pool((0,), 101, [1] * 101)]
+
+
+def test_workers_that_replace_each_other_are_of_one_kind() -> None:
+    """Such as the pods of each deploy, though one queue is only busy later on."""
+    rng = random.Random(1)
+    runs = []
+    for generation, number, nth in product(range(20), range(2), range(30)):
+        queue = "q" if generation >= 10 and rng.random() < 0.4 else "p"
+        at = 300.0 * generation + 10 * nth
+        runs.append(a_run(at, 10, place=(f"{generation}-{number}", 1), queue=queue))
+    assert recorded(*runs[::-1]).pools == [Pool((0, 1), 2, [1] * 40)]
 
 
 def test_further_runs_start_after_their_pause_and_hold_a_slot() -> None:
