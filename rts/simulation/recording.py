@@ -152,12 +152,15 @@ class _Publisher(NamedTuple):
 
 
 def _with_origin(job: Job, parent: str, publishers: Mapping[str, _Publisher]) -> Job:
-    """Return *job*, its arrival in epoch seconds, with its origin if its *parent* is known."""
+    """Return *job*, its arrival in epoch seconds, with its origin if its *parent* is known. One
+    that an earlier run of that has published counts as published when the last one started.
+    """
     by = publishers.get(parent)
     if by is None or job.arrival_s < by.started_at or job.span_s is None:
         return job
     shares = abs(job.arrival_s + job.span_s - by.deadline) <= SAME_S
-    return job._replace(origin=Origin(parent, job.arrival_s - by.started_at, shares))
+    lag_s = job.arrival_s - by.started_at
+    return job._replace(origin=Origin(parent, lag_s, shares), notice_s=min(job.notice_s, lag_s))
 
 
 def _order_by_arrival(jobs: list[Job], met: list[bool]) -> None:

@@ -143,7 +143,7 @@ class _Simulation:
         #: Of jobs with several runs, by number: how many have ended.
         self._completed: dict[int, int] = {}
         #: The jobs that each one publishes, its children; and those that none does, the roots.
-        self._children, roots = _families(jobs)
+        self._children, roots = _families(jobs, conditions.speed)
         self._roots = iter(roots)
 
     def play(self) -> Iterator[tuple[int, Outcome]]:
@@ -175,7 +175,7 @@ class _Simulation:
         """Have the next root published."""
         number = next(self._roots, None)
         if number is not None:
-            at = _published_s(self._jobs[number]) / self._conditions.speed
+            at = _published_s(self._jobs[number], self._conditions.speed)
             heapq.heappush(self._events, (at, _ARRIVES, number, None, 0.0))
 
     def _arrive(self, now: float, number: int, publisher: Waiting | None = None) -> None:
@@ -250,7 +250,7 @@ class _Simulation:
         return kinds.get(job.task_type) or kinds[UNTYPED]
 
 
-def _families(jobs: Sequence[Job]) -> tuple[dict[int, list[int]], list[int]]:
+def _families(jobs: Sequence[Job], speed: float) -> tuple[dict[int, list[int]], list[int]]:
     """Return the children of each job, and the roots as they are published, by position."""
     children: dict[int, list[int]] = {}
     roots: list[int] = []
@@ -266,12 +266,13 @@ def _families(jobs: Sequence[Job]) -> tuple[dict[int, list[int]], list[int]]:
         else:
             children.setdefault(publisher, []).append(number)
         known[job.key] = number
-    roots.sort(key=lambda number: _published_s(jobs[number]))
+    roots.sort(key=lambda number: _published_s(jobs[number], speed))
     return children, roots
 
 
-def _published_s(job: Job) -> float:
-    return job.arrival_s - job.notice_s
+def _published_s(job: Job, speed: float) -> float:
+    """Return when a root is published: so long before its arrival, whatever the speed."""
+    return job.arrival_s / speed - job.notice_s
 
 
 def share_met(outcomes: Sequence[Outcome]) -> float:

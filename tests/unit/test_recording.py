@@ -118,7 +118,8 @@ def test_a_task_is_published_by_the_last_run_of_another() -> None:
         a_run(5.0, 1.0, state="RETRY", met=None, **again),
         a_run(10.0, 5.0, retries=1, **again),
         a_run(14.0, 1.0, parent="p", deadline=40.001),
-        a_run(14.5, 1.0, parent="p"),
+        # By the first run, which retried.
+        a_run(14.5, 1.0, parent="p", published_at=6.0),
         a_run(7.0, 1.0, parent="p"),
         a_run(14.0, 1.0, parent="of another window"),
         a_run(20.0, 1.0),
@@ -131,6 +132,7 @@ def test_a_task_is_published_by_the_last_run_of_another() -> None:
         Origin("p", 4.5, False),
         None,
     }
+    assert {job.notice_s for job in found.jobs} == {0.0, 4.5}
 
 
 def test_the_runs_of_one_task_are_one_job() -> None:

@@ -71,10 +71,11 @@ def test_a_worker_takes_a_task_before_its_eta_and_runs_it_next() -> None:
 
 
 def test_a_countdown_is_no_shorter_if_tasks_come_faster() -> None:
-    jobs = [Job(0, "x", 1), Job(40, "x", 1, notice_s=10.0)]
+    jobs = [Job(0, "x", 30), Job(40, "x", 1, notice_s=10.0), Job(50, "x", 1)]
     twice = Conditions(speed=2.0)
     found = simulate(jobs, 1, FirstComeFirstServed(), Settings(), conditions=twice)
-    assert [o.arrival for o in found] == [0, 25]
+    assert [o.arrival for o in found] == [0, 20, 25], "twice as fast, also if days ahead"
+    assert [o.started_at for o in found] == [0, 30, 31]
     children = [jobs[0]._replace(key="p"), jobs[1]._replace(origin=Origin("p", 40.0, False))]
     found = simulate(children, 1, FirstComeFirstServed(), Settings(), conditions=twice)
     assert [o.arrival for o in found] == [0, 40]
