@@ -127,6 +127,10 @@ class LeastFirst(Order):
     def pop(self, now: float, slots: int) -> Waiting | None:
         return heapq.heappop(self._heap)[2] if self._heap else None
 
+    def least(self) -> float:
+        """Return the key of the task that comes next; inf: none waits."""
+        return self._heap[0][0] if self._heap else math.inf
+
 
 class EarliestDeadlineFirst(Order):
     """EDF, as with ``rts_scheduler = "edf"``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from rts.simulation.orders import EarliestDeadlineFirst, Order, Waiting
+from rts.simulation.orders import EarliestDeadlineFirst, LeastFirst, Order, Waiting
 
 OrderMaker = Callable[[], Order]
 
@@ -26,7 +26,8 @@ class Queues:
     """The queues that *groups* consume, each in an order of its own.
 
     Like kombu, a group rotates through its queues (*in_turn*: ``round_robin``), or always
-    takes from the first non-empty one. Demoted tasks of any queue come after all others.
+    takes from the first non-empty one. Demoted tasks of any queue come after all others; the
+    least of any queue comes first where each is served by that, as by priorities.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class Queues:
     ) -> None:
         numbers = {number for group in groups for number in group.queues}
         self._orders = [order() for _ in range(1 + max(numbers, default=0))]
+        #: The same, if each serves its least first.
+        self._by_key = [order for order in self._orders if isinstance(order, LeastFirst)]
         self._cycles = [list(group.queues) for group in groups]
         self._in_turn = in_turn
         #: Whether what a group may take is independent of what the others run.
@@ -87,6 +90,10 @@ class Queues:
         as ``claim.lua`` does.
         """
         orders = self._orders
+        if by_key := self._by_key:
+            least = min(cycle, key=lambda each: by_key[each].least())
+            task = by_key[least].pop(now, slots)
+            return None if task is None else (least, task)
         late: bool | None = None
         for number in cycle:
             order = orders[number]

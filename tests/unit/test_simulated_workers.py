@@ -118,6 +118,14 @@ def test_a_worker_serves_its_queues_in_turn_each_in_its_order() -> None:
     assert starts(jobs, both, 1) == [0, 30, 20, 10]
 
 
+def test_a_message_of_the_most_urgent_priority_comes_first_of_all_queues() -> None:
+    rows = ((1, 0), (1, 1), (1, 1), (1, 0), (0, 0), (0, 0))
+    jobs = [Job(n, "x", 10, rank=rank, queue=queue) for n, (rank, queue) in enumerate(rows)]
+    both = Workers([WorkerGroup(1, (0, 1))], lambda: LeastFirst(lambda task: task.rank))
+    # Then the two queues in turn.
+    assert starts(jobs, both, 1) == [0, 30, 50, 40, 10, 20]
+
+
 def test_what_several_queues_drop_is_dropped_once() -> None:
     due_s = ((0, 99.0), (1, 1.0), (0, 98.0))
     jobs = [Job(0, "x", 10, tau=10.0, span_s=span_s, queue=queue) for queue, span_s in due_s]
