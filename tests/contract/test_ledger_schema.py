@@ -13,7 +13,7 @@ from pymongo.errors import OperationFailure
 from rts.errors import StoreUnavailable
 from rts.ledger.mongo import PREPARE_S, MongoLedger
 from rts.settings import Settings
-from tests.ledgers import OnMongo, entry, execution
+from tests.ledgers import entry, execution
 
 
 @pytest.mark.parametrize("name", ["arrival_1", "mine"])
@@ -61,9 +61,8 @@ IN_THE_WAY: dict[str, Callable[[Any], object]] = {
 
 @pytest.mark.parametrize("reason", IN_THE_WAY)
 def test_a_conflicting_collection_is_reported_and_no_record_refused(
-    on_mongo: OnMongo, reason: str
+    ledger: MongoLedger, reason: str
 ) -> None:
-    ledger = on_mongo.ledger
     IN_THE_WAY[reason](ledger.database)
     for work in (lambda: ledger.write([entry(execution())]), lambda: ledger.refuse(b"x")):
         with pytest.raises(StoreUnavailable, match=reason) as caught:
@@ -98,8 +97,7 @@ def test_a_ledger_with_a_document_that_somebody_added_is_used(rts_mongo_url: str
     ledger.close()
 
 
-def test_a_foreign_unique_index_is_reported(on_mongo: OnMongo) -> None:
-    ledger = on_mongo.ledger
+def test_a_foreign_unique_index_is_reported(ledger: MongoLedger) -> None:
     ledger.write([entry(execution())])
     ledger.database["tasks"].create_index("name", unique=True)
     with pytest.raises(OperationFailure, match="name_1"):
