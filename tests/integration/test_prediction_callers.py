@@ -183,7 +183,8 @@ def test_connections_that_read_queues_get_new_credentials(url: str, raw: redis.R
 def test_who_reads_last_closes_a_connection_that_has_failed() -> None:
     with RedisServer() as server:
         app = Celery("web", broker=server.url, set_as_current=False)
-        shared = SharedConnection(app, Settings(redis_url=server.url))
+        settings = Settings(connect_timeout=PATIENCE_S, timeout=PATIENCE_S)
+        shared = SharedConnection(app, settings)
         with redis.Redis.from_url(server.url) as raw:
             nobody = len(raw.client_list())
             with shared.channel() as channel:
