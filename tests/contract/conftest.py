@@ -19,7 +19,10 @@ from tests.ledgers import InMemory, OnMongo, Subject
 
 @pytest.fixture(scope="session")
 def indexed(rts_mongo_session_url: str) -> Iterator[Database[dict[str, Any]]]:
-    """A database that keeps its indexes: to make them takes longer than most tests."""
+    """A database that keeps its indexes: to make them takes longer than most tests.
+
+    No test changes its collections or their indexes.
+    """
     name = f"rts_test_{secrets.token_hex(6)}"
     with MongoClient[dict[str, Any]](rts_mongo_session_url) as client:
         yield client[name]

@@ -59,16 +59,18 @@ def test_options_in_the_url_take_precedence(rts_mongo_url: str) -> None:
     client.close()
 
 
-def test_a_document_error_surfaces(on_mongo: OnMongo) -> None:
+def test_a_document_error_surfaces(rts_mongo_url: str) -> None:
     """A validator of the operators' own refuses one record; the others are stored."""
-    ledger = on_mongo.ledger
+    subject = OnMongo(rts_mongo_url)
+    ledger = subject.ledger
     ledger.prepare()
     ledger.database.command("collMod", "assignments", validator={"pid": {"$lt": 1000}})
     good, bad = entry(execution(task_id="g")), entry(execution(task_id="b", pid=1000))
     with pytest.raises(OperationFailure):
         ledger.write([bad, good])
     ledger.write([good])
-    assert [t["_id"] for t in on_mongo.documents()[0]] == ["g"]
+    assert [t["_id"] for t in subject.documents()[0]] == ["g"]
+    ledger.close()
 
 
 @pytest.mark.parametrize("code", [8, 14031, 10107, 11600, 13, 133, 134, 215, 462])
