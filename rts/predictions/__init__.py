@@ -14,11 +14,10 @@ workers hold.
 :mod:`~rts.predictions.forecast` runs many simulations from there
 (:class:`~rts.predictions.queue_simulation.QueueSimulation`). Each draws runtimes
 (:mod:`~rts.predictions.runtimes`) and arrivals (:mod:`~rts.predictions.arrivals`), and
-accounts for workers that consume several queues and prefetch
-(:mod:`~rts.predictions.shared_workers`). Together they make a
-:class:`~rts.predictions.prediction.Prediction`. The orders of the queues are those of
-:mod:`rts.simulation.orders`. The simulator there is another one: it plays a known workload from
-an idle start on equal slots, and learns taus on the way.
+accounts for what workers have prefetched (:mod:`~rts.predictions.prefetched_work`). Together
+they make a :class:`~rts.predictions.prediction.Prediction`. Queues and their orders are those
+of :mod:`rts.simulation.queues` and :mod:`rts.simulation.orders`. The simulator there is another
+one: it plays a known workload from an idle start, and learns taus on the way.
 
 :mod:`~rts.predictions.routing` chooses queues by :mod:`~rts.predictions.pressures`.
 """

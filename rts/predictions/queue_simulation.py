@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from rts.predictions.arrivals import Arrivals
+from rts.predictions.prefetched_work import PrefetchedWork
 from rts.predictions.runtimes import TRIES, Runtimes
-from rts.predictions.shared_workers import PrefetchedWork
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work
 from rts.simulation.queues import Queues

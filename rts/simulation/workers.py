@@ -4,7 +4,7 @@ A message that a worker has taken waits for a slot of that worker, though anothe
 idle: one that it has prefetched in the broker's own order, and in any order one with an eta.
 Workers take these as soon as they are first in the order, hold them without a slot until they
 are ready, and start them before whatever they take afterwards. (Predictions keep what workers
-hold in :mod:`rts.predictions.shared_workers`.)
+hold in :mod:`rts.predictions.prefetched_work`.)
 """
 
 from __future__ import annotations

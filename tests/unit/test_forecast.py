@@ -19,9 +19,9 @@ from rts.predictions import forecast
 from rts.predictions.initial_state import busy_since
 from rts.predictions.new_tasks import MAX_FRESH_S, Reading
 from rts.predictions.prediction import Prediction
+from rts.predictions.prefetched_work import PrefetchedWork
 from rts.predictions.queue_parts import SAMPLE, sampled
 from rts.predictions.queue_simulation import QueueSimulation
-from rts.predictions.shared_workers import PrefetchedWork
 from rts.predictions.snapshot import Running, Snapshot
 from rts.predictions.work import Work
 from rts.rule import Rule
