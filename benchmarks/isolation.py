@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
@@ -24,11 +25,14 @@ def environment(**own: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **own}
 
 
-def noop_environment(broker: str, settings: Mapping[str, Any]) -> dict[str, str]:
+def noop_environment(
+    broker: str, settings: Mapping[str, Any], celery: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, str]:
     """Return the environment of processes with the app of noop_app.py; *settings*: of rts,
-    none for plain Celery.
+    none for plain Celery; *celery*: further settings of Celery.
     """
-    return environment(BENCH_BROKER=broker, BENCH_RTS=json.dumps(settings))
+    own = {"BENCH_RTS": json.dumps(settings), "BENCH_CELERY": json.dumps(dict(celery))}
+    return environment(BENCH_BROKER=broker, **own)
 
 
 def run_script(script: str, env: Mapping[str, str], *arguments: object) -> str:

@@ -1,5 +1,5 @@
 """No-op tasks on the Redis BENCH_BROKER. BENCH_RTS: the settings of rts, as JSON; without any
-it is plain Celery.
+it is plain Celery. BENCH_CELERY: further settings of Celery.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from celery import Celery
 
 app = Celery("noop_app", broker=os.environ["BENCH_BROKER"])
 app.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True)
+app.conf.update(json.loads(os.environ["BENCH_CELERY"]))
 if settings := json.loads(os.environ["BENCH_RTS"]):
     import rts
 

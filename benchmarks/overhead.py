@@ -1,8 +1,9 @@
 """The overhead of rts: CPU of publishing and of a worker, memory of a pool child.
 
 Plain Celery and Celery with rts alternate within one run: no-op tasks, prefork pool, Redis
-as the broker, no result backend, which makes plain Celery as cheap as possible. All servers
-are embedded and private.
+as the broker, no result backend, which makes plain Celery as cheap as possible. With
+--backend results are stored in Redis, as most apps do. With --events plain Celery also runs
+with its own events, which Flower and exporters go by. All servers are embedded and private.
 
 - publish: CPU seconds of one process per published task;
 - worker: CPU seconds per task of the worker's whole process tree (main process, pool
@@ -14,6 +15,7 @@ deadline is a minute; with --late it is the default of one second, so that all o
 found overdue, and their verdicts written, before they end.
 
     python benchmarks/overhead.py [--pairs 7] [--tasks 4000] [--flat 100000] [--late]
+                                  [--backend] [--events]
 """
 
 from __future__ import annotations
@@ -37,6 +39,10 @@ from rts.testing import MongoServer, RedisServer, WorkerProcess, wait_until
 HERE = Path(__file__).parent
 #: A relative deadline in seconds that all tasks meet, unlike the default.
 ON_TIME_S = 60.0
+#: What is compared.
+PLAIN, RTS, EVENTS = "plain", "with rts", "with events"
+#: The settings of Celery's own events: of the worker (``-E``) and of publishers.
+EVENT_SETTINGS = {"worker_send_task_events": True, "task_send_sent_event": True}
 PUBLISH = """
 import sys, time
 from noop_app import noop
@@ -65,21 +71,25 @@ class Bench:
     """A pair of servers and the runs on them."""
 
     def __init__(
-        self, redis_url: str, mongo_url: str, concurrency: int, slack_s: float
+        self, redis_url: str, mongo_url: str, concurrency: int, slack_s: float, backend: bool
     ) -> None:
         settings = {"rts_mongo_url": mongo_url, "rts_min_slack": slack_s}
-        #: Environments of the processes, by whether they have rts.
+        celery: dict[str, Any] = {}
+        if backend:
+            celery = {"task_ignore_result": False, "result_backend": redis_url}
+        #: Environments of the processes, by what they have.
         self.env = {
-            False: noop_environment(redis_url, {}),
-            True: noop_environment(redis_url, settings),
+            PLAIN: noop_environment(redis_url, {}, celery),
+            RTS: noop_environment(redis_url, settings, celery),
+            EVENTS: noop_environment(redis_url, {}, {**celery, **EVENT_SETTINGS}),
         }
         self.concurrency = concurrency
         self.client = redis.Redis.from_url(redis_url, decode_responses=True)
 
-    def run(self, rts: bool, tasks: int, steps: int = 1) -> dict[str, Any]:
+    def run(self, kind: str, tasks: int, steps: int = 1) -> dict[str, Any]:
         """Return the figures of one run: CPU in seconds per task, memory in bytes."""
         self.client.flushdb()  # a private server of this benchmark
-        env = self.env[rts]
+        env, rts = self.env[kind], kind == RTS
         worker = WorkerProcess(
             "noop_app",
             hostname="bench@%h",
@@ -144,29 +154,36 @@ def main() -> None:
         "--flat", type=int, default=0, metavar="TASKS", help="memory over a long run"
     )
     parser.add_argument("--late", action="store_true", help="tasks miss their deadlines")
+    parser.add_argument("--backend", action="store_true", help="store results in Redis")
+    parser.add_argument("--events", action="store_true", help="compare Celery's events, too")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     slack_s = Settings().min_slack if arguments.late else ON_TIME_S
 
-    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    kinds = [PLAIN, RTS] + [EVENTS] * arguments.events
+    rounds: list[dict[str, dict[str, Any]]] = []
     flat: list[int] = []
     with isolated(), RedisServer() as server, MongoServer() as mongo:
-        bench = Bench(server.url, mongo.url, arguments.concurrency, slack_s)
+        bench = Bench(server.url, mongo.url, arguments.concurrency, slack_s, arguments.backend)
         for index in range(arguments.pairs):
-            order = (False, True) if index % 2 == 0 else (True, False)
-            runs = {rts: bench.run(rts, arguments.tasks) for rts in order}
-            pairs.append((runs[False], runs[True]))
+            order = kinds if index % 2 == 0 else kinds[::-1]
+            rounds.append({kind: bench.run(kind, arguments.tasks) for kind in order})
             note(f"pair {index + 1}/{arguments.pairs}")
         if arguments.flat:
-            flat = bench.run(True, arguments.flat // 10, steps=10)["rss"]
+            flat = bench.run(RTS, arguments.flat // 10, steps=10)["rss"]
 
     results = {
-        "publish": medians(pairs, "publish"),
-        "worker": medians(pairs, "worker"),
-        "rss_growth_bytes": statistics.median(r["rss"][-1] - p["rss"][-1] for p, r in pairs),
-        "pymongo in a child": any(r["pymongo in a child"] for _, r in pairs),
+        "publish": medians(rounds, RTS, "publish"),
+        "worker": medians(rounds, RTS, "worker"),
+        "rss_growth_bytes": statistics.median(
+            runs[RTS]["rss"][-1] - runs[PLAIN]["rss"][-1] for runs in rounds
+        ),
+        "pymongo in a child": any(runs[RTS]["pymongo in a child"] for runs in rounds),
         "rss_over_time_bytes": flat,
     }
+    if arguments.events:
+        results["publish with events"] = medians(rounds, EVENTS, "publish")
+        results["worker with events"] = medians(rounds, EVENTS, "worker")
     if arguments.json:
         print(json.dumps(results, indent=2))
     else:
@@ -174,13 +191,15 @@ def main() -> None:
 
 
 def medians(
-    pairs: list[tuple[dict[str, Any], dict[str, Any]]], figure: str
+    rounds: list[dict[str, dict[str, Any]]], kind: str, figure: str
 ) -> tuple[float, float, float]:
-    """Return the medians of a figure without and with rts, and that of the pairs' ratios."""
-    plain = statistics.median(p[figure] for p, _ in pairs)
-    with_rts = statistics.median(r[figure] for _, r in pairs)
-    ratio = statistics.median(r[figure] / p[figure] for p, r in pairs)
-    return plain, with_rts, ratio
+    """Return the medians of a figure for plain Celery and for *kind*, and that of the rounds'
+    ratios.
+    """
+    plain = statistics.median(runs[PLAIN][figure] for runs in rounds)
+    other = statistics.median(runs[kind][figure] for runs in rounds)
+    ratio = statistics.median(runs[kind][figure] / runs[PLAIN][figure] for runs in rounds)
+    return plain, other, ratio
 
 
 def show(results: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -188,14 +207,21 @@ def show(results: dict[str, Any], arguments: argparse.Namespace) -> None:
     print_heading(
         ("celery", "kombu", "redis", "pymongo"),
         workload=f"{arguments.tasks} no-op tasks a run, {arguments.pairs} pairs, alternating; "
-        f"prefork, {arguments.concurrency} children, no result backend, "
+        f"prefork, {arguments.concurrency} children, "
+        f"{'results in Redis' if arguments.backend else 'no result backend'}, "
         f"{'overdue' if arguments.late else 'on time'}",
         caveats="CPU time, not wall time; medians; ratio = median of the pairs' ratios",
     )
-    print(f"{'':<22}{'plain':>10}{'with rts':>10}{'ratio':>8}")
-    for name, text in (("publish", "publish, µs of CPU"), ("worker", "worker, µs of CPU")):
+    more = f"{EVENTS:>14}{'ratio':>8}" if arguments.events else ""
+    print(f"{'':<22}{PLAIN:>10}{RTS:>10}{'ratio':>8}{more}")
+    for name in ("publish", "worker"):
         plain, with_rts, ratio = results[name]
-        print(f"{text:<22}{plain * 1e6:>10.0f}{with_rts * 1e6:>10.0f}{ratio:>8.3f}")
+        row = f"{name + ', µs of CPU':<22}{plain * 1e6:>10.0f}"
+        row += f"{with_rts * 1e6:>10.0f}{ratio:>8.3f}"
+        if arguments.events:
+            _, with_events, ratio = results[f"{name} with events"]
+            row += f"{with_events * 1e6:>14.0f}{ratio:>8.3f}"
+        print(row)
     print(f"memory of a pool child {results['rss_growth_bytes'] / 1e6:+.1f} MB")
     print(f"pymongo in a pool child: {'yes' if results['pymongo in a child'] else 'no'}")
     if results["rss_over_time_bytes"]:

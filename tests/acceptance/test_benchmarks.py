@@ -58,9 +58,9 @@ def test_the_processes_of_a_benchmark_import_what_it_does(
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.setenv("PYTHONPATH", "a checkout")
     url = "redis://nowhere"
-    overhead = importlib.import_module("overhead").Bench(url, url, 1, 1.0)
+    overhead = importlib.import_module("overhead").Bench(url, url, 1, 1.0, backend=False)
     order = importlib.import_module("order").Bench(url, url)
-    for environment in (overhead.env[True], order.env["edf"]):
+    for environment in (overhead.env["with rts"], order.env["edf"]):
         assert environment["PYTHONPATH"].endswith(":a checkout")
 
 
@@ -93,11 +93,11 @@ print(app.conf.broker_write_url, Settings.from_conf(app.conf).spool_dir)
 
 
 def test_overhead() -> None:
-    found = figures("overhead.py", "--pairs", "1", "--tasks", "200")
-    for what in ("publish", "worker"):
-        plain, with_rts, ratio = found[what]
+    found = figures("overhead.py", "--pairs", "1", "--tasks", "200", "--backend", "--events")
+    for what in ("publish", "worker", "publish with events", "worker with events"):
+        plain, compared, ratio = found[what]
         assert 0 < plain < 1
-        assert ratio == with_rts / plain
+        assert ratio == compared / plain
     assert found["pymongo in a child"] is False
     assert found["rss_growth_bytes"] < 8e6
 
