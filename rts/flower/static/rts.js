@@ -103,7 +103,7 @@
       return span > 2 * 86400
         ? date.toLocaleDateString(undefined, { month: "short", day: "numeric" })
         : date.toLocaleTimeString(undefined, {
-          hour: "2-digit", minute: "2-digit", second: span < 600 ? "2-digit" : undefined, hour12: false,
+          hour: "2-digit", minute: "2-digit", second: span < 600 ? "2-digit" : undefined, hourCycle: "h23",
         });
     });
   }
@@ -176,7 +176,7 @@
       const today = at.toDateString() === new Date().toDateString();
       const exact = "exact" in time.dataset ? `.${String(at.getMilliseconds()).padStart(3, "0")}` : "";
       const zone = "zone" in time.dataset ? "short" : undefined;
-      const clock = at.toLocaleTimeString(undefined, { hour12: false, timeZoneName: zone }) + exact;
+      const clock = at.toLocaleTimeString(undefined, { hourCycle: "h23", timeZoneName: zone }) + exact;
       time.textContent = today ? clock : `${at.toLocaleDateString()} ${clock}`;
       time.title = time.dateTime;
     }
