@@ -120,6 +120,7 @@ class Server:
         """
         if self.running:
             return self
+        self.kill()  # what is left of one that ended by itself
         command = self._command()
         if not self._holder:
             try:

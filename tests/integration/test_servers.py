@@ -102,6 +102,14 @@ def test_persistent_redis_keeps_its_data(end: str) -> None:
         assert client.get("key") == "value"
 
 
+def test_a_server_that_ended_by_itself_is_started_again() -> None:
+    with RedisServer() as server, redis_client(server) as client:
+        client.shutdown(nosave=True)
+        wait_until(lambda: not server.running, message="it has ended")
+        server.start()  # a file left open would be a warning, and so a failure
+        assert client.ping()
+
+
 def test_non_persistent_redis_forgets() -> None:
     with RedisServer() as server, redis_client(server) as client:
         client.set("key", "value")
