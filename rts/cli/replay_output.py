@@ -14,6 +14,7 @@ from rts.cli.workloads import Workload
 from rts.simulation.statistics import Tally, percentiles
 from rts.simulation.traces import Job
 from rts.views.plurals import counted
+from rts.views.selection import foremost
 
 #: Rows of the table; past that, those with the fewest tasks are left out.
 MAX_ROWS = 30
@@ -101,8 +102,7 @@ class Answer:
 
     def _shares(self, width: int | None) -> str:
         *rows, total = self.rows()
-        most = {row.key for row in sorted(rows, key=lambda row: -row.tasks)[:MAX_ROWS]}
-        kept = [*(row for row in rows if row.key in most), total]
+        kept = [*foremost(rows, MAX_ROWS, lambda row: row.tasks), total]
         past = self.workload.met is not None
         columns = [Column(self.by, number=False), Column("tasks")]
         columns += [Column("recorded", group=MET)] if past else []
