@@ -70,7 +70,10 @@ class WebhookDelivery:
             except Exception as exc:  # noqa: BLE001  the next message may succeed
                 health.count("webhook_errors")
                 health.warn_once(
-                    f"webhook:{type(exc).__name__}", "rts: a webhook failed", exc_info=True
+                    f"webhook:{type(exc).__name__}",
+                    "rts: a webhook failed and is tried again. This is a bug in rts: please "
+                    "report it with the traceback",
+                    exc_info=True,
                 )
             self._stop.wait(wait_s)
 

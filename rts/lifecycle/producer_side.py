@@ -79,7 +79,11 @@ class ProducerSide:
                 return
             if "id" not in headers:
                 health.count("unsupported_protocol")
-                health.warn_once("protocol", "rts needs task_protocol = 2, Celery's default")
+                health.warn_once(
+                    "protocol",
+                    "rts: messages carry no deadline, as task_protocol is 1: set it to 2, "
+                    "Celery's default",
+                )
                 return
             # What a task publishes has a parent; asking Celery for the current task costs
             # half as much as planning.

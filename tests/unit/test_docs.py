@@ -29,8 +29,9 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("**/*.md")])
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 
-#: ``rts report`` in code, or after ``celery -A proj``; not the package, as in ``import rts``.
-COMMAND = re.compile(r"(?:celery -A [\w.]+ |`)rts ([a-z]+)([^\n`|]*)")
+#: ``rts report`` in code, or after ``celery -A proj``; not the package, as in ``import rts``,
+#: nor a line of the log.
+COMMAND = re.compile(r"(?:celery -A [\w.]+ |`)rts (?!is off)([a-z]+)([^\n`|]*)")
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -202,6 +203,24 @@ def test_every_counter_is_told_of() -> None:
     told = set(re.findall(r"`(\w+…?)`", table))
     families = tuple(name.removesuffix("…") for name in told if name.endswith("…"))
     assert not {name for name in counted - told if not name.startswith(families)}
+
+
+def test_every_line_of_the_log_is_told_of() -> None:
+    logged: set[str] = set()
+    for path in (ROOT / "rts").glob("**/*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call):
+                _, _, function = ast.unparse(call.func).rpartition(".")
+                texts = call.args[1:2] if function == "warn_once" else call.args[:1]
+                match function, texts:
+                    case "warn_once" | "warning" | "error", [ast.Constant(value=str(text))]:
+                        logged.add(text)
+    assert "rts: Redis at %s answers again" in logged
+    part = TEXTS["docs/operations.md"].partition("\n## Logs\n")[2].partition("\n## ")[0]
+    firsts = "".join(re.findall(r"^\| ([^|]+) \|", part, re.MULTILINE))
+    told = [re.escape(line).replace("…", "(%s|…)") for line in re.findall(r"`([^`]+)`", firsts)]
+    begins = re.compile(rf"(rts: )?({'|'.join(told)})")
+    assert {text for text in logged if not begins.match(text)} == set()
 
 
 def test_the_page_of_the_ledger_names_every_field() -> None:
