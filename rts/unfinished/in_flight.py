@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
-from itertools import chain
 
 from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.unfinished.notes import NoteBoard
+
+#: A note that Redis has is sent again in one of so many steps: somebody may have wiped it, or a
+#: janitor ended the run, as this worker was suspended. (Not in each: with a thousand greenlets
+#: that would be half a megabyte a second.)
+REPEAT_STEPS = 10
 
 
 class InFlightRuns:
@@ -24,10 +28,11 @@ class InFlightRuns:
         self._running = settings.keys.running
         self._board = board
         self._instance = instance
-        #: The fields of this worker's runs in the hash, as far as is known on the link's
-        #: present connection.
-        self._published: set[bytes] = set()
+        #: The fields of this worker's runs in the hash, and their values (empty: unknown), as
+        #: far as is known on the link's present connection.
+        self._published: dict[bytes, bytes] = {}
         self._connections = -1
+        self._steps = 0
 
     def step(self) -> None:
         """Bring the ``running`` hash up to date."""
@@ -36,22 +41,25 @@ class InFlightRuns:
             # failover. And an earlier companion of this worker may have left some fields.
             (fields,) = self._link.call(pack("HKEYS", self._running))
             self._connections = self._link.connections
-            self._published = {f for f in fields if instance_of(f) == self._instance}
-        notes = {
-            running_field(note.task_id, note.retries, note.instance, note.pid).encode(
-                "utf-8", "replace"
-            ): note.to_json().encode()
-            for _, note in self._board.notes()
-        }
+            own = (field for field in fields if instance_of(field) == self._instance)
+            self._published = dict.fromkeys(own, b"")
+        self._steps += 1
+        notes: dict[bytes, bytes] = {}
+        due: list[bytes] = []
+        for slot, note in self._board.notes():
+            name = running_field(note.task_id, note.retries, note.instance, note.pid)
+            field, text = name.encode("utf-8", "replace"), note.to_json().encode()
+            notes[field] = text
+            if self._published.get(field) != text or (slot + self._steps) % REPEAT_STEPS == 0:
+                due += (field, text)
         commands = []
-        if ended := self._published - notes.keys():
+        if ended := self._published.keys() - notes.keys():
             commands.append(pack("HDEL", self._running, *ended))
-        if notes:
-            # All notes, not only new ones: Redis may have been wiped.
-            commands.append(pack("HSET", self._running, *chain.from_iterable(notes.items())))
+        if due:
+            commands.append(pack("HSET", self._running, *due))
         if commands:
             self._link.call(*commands)
-        self._published = set(notes)
+        self._published = notes
 
 
 def new_instance(worker: str) -> str:

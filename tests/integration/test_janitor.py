@@ -19,7 +19,13 @@ from rts.link.link import Link
 from rts.records import LOST, Execution
 from rts.settings import Settings
 from rts.unfinished.heartbeat import LOST_AFTER_S
-from rts.unfinished.in_flight import InFlightRuns, instance_of, new_instance, running_field
+from rts.unfinished.in_flight import (
+    REPEAT_STEPS,
+    InFlightRuns,
+    instance_of,
+    new_instance,
+    running_field,
+)
 from rts.unfinished.janitor import (
     FORGET_AFTER_S,
     MAX_GAP_S,
@@ -30,6 +36,7 @@ from rts.unfinished.janitor import (
 from rts.unfinished.notes import NoteBoard
 from rts.unfinished.shared_memory import SharedMemory
 from tests.clock import Clock
+from tests.recording_link import RecordingLink
 from tests.records import Kept, run
 
 LIVING, DEAD = "w@h/1-living", "w@h/2-dead"
@@ -274,13 +281,44 @@ def test_in_flight_runs_are_published(
     in_flight.step()
     board.put(b.to_json().encode())
     client.delete(running)  # a server that was wiped is told again
-    in_flight.step()
+    for _ in range(REPEAT_STEPS):
+        in_flight.step()
     found = {Execution.from_json(text) for text in client.hvals(running)}
     assert {note.task_id for note in found} == {"a", "b"}
     assert slot is not None
     board.clear(slot)
     in_flight.step()
     assert client.hkeys(running) == [running_field("b", 0, LIVING, 2)]
+
+
+def test_a_note_that_redis_has_is_sent_again_now_and_then(
+    settings: Settings, board: NoteBoard
+) -> None:
+    link = RecordingLink(settings)
+    in_flight = InFlightRuns(link, settings, board, LIVING)
+    for number in range(2 * REPEAT_STEPS):
+        board.put(begun(f"task-{number}", number + 1).to_json().encode())
+    in_flight.step()
+    first = len(b"".join(link.asked))
+    link.asked.clear()
+    for _ in range(REPEAT_STEPS):
+        in_flight.step()
+    again = list(map(len, link.asked))
+    assert sum(again) < 1.5 * first
+    assert max(again) < 0.2 * first, "a tenth in each step"
+
+
+def test_another_run_of_a_task_in_the_same_process_replaces_its_note(
+    settings: Settings, redis_client: redis.Redis, board: NoteBoard
+) -> None:
+    in_flight = InFlightRuns(Link(settings), settings, board, LIVING)
+    for started_at in (100.0, 200.0):  # its message was queued again
+        slot = board.put(begun("a", 1)._replace(started_at=started_at).to_json().encode())
+        in_flight.step()
+        (text,) = redis_client.hvals(settings.keys.running)
+        assert Execution.from_json(text).started_at == started_at
+        assert slot is not None
+        board.clear(slot)
 
 
 def test_what_an_earlier_companion_left_is_removed(
@@ -316,6 +354,6 @@ def test_a_note_that_a_restored_server_has_again_is_removed(
     assert raw.hkeys(running) == left
     raw.hset(running, mapping=then)
     raw.client_kill_filter(_type="normal", skipme=True)
-    in_flight.step()  # connects again
-    in_flight.step()
+    for _ in range(REPEAT_STEPS + 1):  # one of them connects again, as each heartbeat would
+        in_flight.step()
     assert raw.hkeys(running) == left
