@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
+from textwrap import wrap
 
 from rts.cli.fleet import NO_WORKERS, UNLED, WORKER_COLUMNS, outbox_text, worker_rows
 from rts.cli.table import NONE, Column, cut, percent, printable, render, seconds
@@ -21,34 +22,52 @@ from rts.views.status import RedisState
 
 
 def lines_within(snapshot: Snapshot, settings: Settings, width: int, height: int) -> list[str]:
-    """Return the view for a terminal; of what does not fit, the rows in most trouble."""
-    found = lines(snapshot, settings, width)
-    if len(found) <= height:
-        return found
+    """Return the view for a terminal; of what does not fit, the beginnings of sentences and the
+    rows in most trouble.
+    """
+    for whole in (True, False):
+        found = lines(snapshot, settings, width, whole=whole)
+        if len(found) <= height:
+            return found
     others = len(found) - sum(map(len, tables(snapshot)))
     part, left_out = fitted(snapshot, height - 2 - others)
-    return [*lines(part, settings, width, snapshot.redis), "", cut(left_out, width)]
+    shown = lines(part, settings, width, snapshot.redis, whole=False)
+    return [*shown, "", cut(left_out, width)]
 
 
 def lines(
-    snapshot: Snapshot, settings: Settings, width: int | None, fleet: RedisState | None = None
+    snapshot: Snapshot,
+    settings: Settings,
+    width: int | None,
+    fleet: RedisState | None = None,
+    *,
+    whole: bool = True,
 ) -> list[str]:
     """Return the view as lines of at most *width* characters. *fleet*: the state of Redis with
-    all workers, where *snapshot* has only those that fit.
+    all workers, where *snapshot* has only those that fit. *whole*: a long sentence takes
+    several lines; else it is cut.
     """
+
+    def told(sentences: Iterable[str]) -> list[str]:
+        if width is None or not whole:
+            return [*sentences]
+        return [
+            part for text in sentences for part in wrap(text, width, break_on_hyphens=False)
+        ]
+
     fleet = fleet or snapshot.redis
     queues = [_queue_row(state, snapshot.at, fleet) for state in snapshot.queues]
     blocks = [
         [f"rts at {iso(snapshot.at)}", *_facts(snapshot)],
-        [f"Problem: {printable(problem)}" for problem in snapshot.problems],
-        _alerts(snapshot),
+        told(f"Problem: {printable(problem)}" for problem in snapshot.problems),
+        told(_alerts(snapshot)),
         _table(_OBJECTIVES, map(_standing_row, snapshot.standings), width),
         _table(_TYPES, _type_rows(snapshot, settings), width),
         _table(_QUEUES, queues, width),
         _table(WORKER_COLUMNS, worker_rows(snapshot.redis), width),
     ]
     if snapshot.redis.server.reachable and not snapshot.redis.workers:
-        blocks.append([NO_WORKERS])
+        blocks.append(told([NO_WORKERS]))
     found: list[str] = []
     for block in blocks:
         if block:

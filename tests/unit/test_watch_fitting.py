@@ -86,6 +86,18 @@ def test_what_fits_is_shown_as_it_is() -> None:
     assert lines_within(small, Settings(), 100, 50) == lines(small, Settings(), 100)
 
 
+def test_a_problem_is_told_to_its_end_where_there_is_room() -> None:
+    problem = f"MongoDB is not reachable ({'why ' * 30}). Check the server and rts_mongo_url"
+    small = replace(picture(3), problems=[problem, problem])
+    found = lines_within(small, Settings(), 80, 50)
+    assert max(map(len, found)) <= 80
+    assert " ".join(found).count("Check the server and rts_mongo_url") == 2
+    tight = lines_within(small, Settings(), 80, len(found) - 1)
+    assert len(tight) < len(found)
+    assert sum(line.startswith("Problem: ") and line[-1] == "…" for line in tight) == 2
+    assert lines(small, Settings(), None)[4] == f"Problem: {problem}"
+
+
 def test_what_one_table_leaves_the_others_get() -> None:
     assert shares([2, 3, 100, 100], 45) == [2, 3, 20, 20]
     assert shares([0, 0, 5, 0], 10) == [0, 0, 5, 0]
