@@ -5,10 +5,11 @@ Workers that take from the same queues are a pool.
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -67,16 +68,23 @@ def pools_of(workers: Collection[WorkerRuns], queues: int) -> list[Pool]:
             )
             for n in range(queues)
         ]
+        total = [len(of) for of in started]
         chance = BY_CHANCE / max(1, len(workers))
-        order = sorted(workers, key=lambda w: (len(w.starts), len(w.ends)), reverse=True)
-        for worker in order:
-            own = worker.starts.keys()
+        meanwhile = {}
+        peers: defaultdict[frozenset[int], list[WorkerRuns]] = defaultdict(list)
+        for worker in workers:
             first, last = min(worker.all_starts()), max(worker.all_starts())
-            meanwhile = [bisect_right(of, last) - bisect_left(of, first) for of in started]
-            possible = _possible(worker, meanwhile, chance)
+            meanwhile[worker] = [
+                bisect_right(of, last) - bisect_left(of, first) for of in started
+            ]
+            peers[frozenset(worker.starts)].append(worker)
+        apart = {own: _apart(own, peers, meanwhile, chance) for own in peers}
+        for worker in sorted(workers, key=lambda w: (len(w.starts), len(w.ends)), reverse=True):
+            own = frozenset(worker.starts)
+            possible = _possible(worker, meanwhile[worker], chance) - apart[own]
             taken = next(
                 (known for known in alike if own <= set(known) <= possible),
-                tuple(sorted(_possible(worker, [len(of) for of in started], chance))),
+                tuple(sorted(_possible(worker, total, chance) - apart[own])),
             )
             alike.setdefault(taken, []).append(worker)
     return [
@@ -102,6 +110,35 @@ def _possible(worker: WorkerRuns, total: Sequence[int], chance: float) -> set[in
         queue
         for queue, others in enumerate(total)
         if queue in worker.starts or (known / (known + others)) ** len(worker.ends) > chance
+    }
+
+
+def _apart(
+    own: frozenset[int],
+    peers: Mapping[frozenset[int], Sequence[WorkerRuns]],
+    meanwhile: Mapping[WorkerRuns, Sequence[int]],
+    chance: float,
+) -> set[int]:
+    """Return the queues that the workers whose runs are of the queues *own* do not take from:
+    no worker has run tasks of *own* and of that queue, with a probability of at most *chance*
+    if these took from both. Each alone may have run too few to tell, such as of a rare queue
+    that has a worker of its own.
+
+    *peers*: the workers by their queues; *meanwhile*: the runs of all in a worker's time, by
+    queue.
+    """
+
+    def not_both(worker: WorkerRuns, queue: int) -> float:
+        known = sum(meanwhile[worker][number] for number in own)
+        share, runs = known / (known + meanwhile[worker][queue]), len(worker.ends)
+        return float(share**runs + (1 - share) ** runs)
+
+    return {
+        queue
+        for queue in range(len(meanwhile[peers[own][0]]))
+        if queue not in own
+        and math.prod(not_both(worker, queue) for worker in peers[own]) <= chance
+        and not any(own | {queue} <= other for other in peers)
     }
 
 

@@ -312,6 +312,24 @@ def test_workers_that_replace_each_other_are_of_one_kind() -> None:
     assert recorded(*runs[::-1]).pools == [Pool((0, 1), 2, [1] * 40)]
 
 
+def test_workers_beside_one_of_a_rare_queue_do_not_take_from_it() -> None:
+    """None of them has run enough to tell alone, but all of them together have."""
+    runs = [
+        a_run(10.0 * nth, 9, place=(str(number), 1), queue="p")
+        for number, nth in product(range(10), range(1000))
+    ]
+    runs += [a_run(500.0 * nth, 400, place=("rare", 1), queue="q") for nth in range(20)]
+    assert recorded(*runs).pools == [Pool((0,), 10, [1] * 10), Pool((1,), 1, [1])]
+    # One has run tasks of both: then the others may have run none of the rare ones by chance.
+    both = a_run(5000.0, 1, place=("0", 1), queue="q")
+    assert recorded(*runs, both).pools[0] == Pool((0, 1), 10, [1] * 10)
+    # A worker of one run shows neither.
+    few = [
+        a_run(10.0 * n, 9, place=(str(n), 1), queue="p" if n % 10 else "q") for n in range(100)
+    ]
+    assert [pool.queues for pool in recorded(*few).pools] == [(0, 1)]
+
+
 def test_further_runs_start_after_their_pause_and_hold_a_slot() -> None:
     job = Job(0, "x", 2, later=(Again(5, 3), Again(1, 4)))
     killed = Job(8, "y", 1, end=KILLED)
