@@ -99,9 +99,9 @@ def name_rows(
     The names of a type are those with a tau in it, and those in *runs*, a sample of that type:
     a name of which no run has succeeded has no tau.
     """
-    if filters.name is not None:
+    if filters.name is not None:  # of whatever type, as its charts
         rows = [row for row in rows if row.key == filters.name]
-    if filters.task_type is not None:
+    elif filters.task_type is not None:
         known = {tau.name for tau in learned if tau.task_type == filters.task_type}
         known |= {run.get("name") for run in runs}
         rows = [row for row in rows if row.key in known]

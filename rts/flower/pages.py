@@ -140,9 +140,7 @@ class Pages:
             **page_parts.window(by_type.value),
             "filters": filters.values(),
             "types": [{**row, "tau": of_types.get(row["key"])} for row in rows],
-            "names": page_parts.name_rows(
-                filters, _rows(by_name), learned, runs.value or () if by == "type" else ()
-            ),
+            "names": page_parts.name_rows(filters, _rows(by_name), learned, runs.value or ()),
             "chosen": chosen,
             "charts": page_parts.charts_of(
                 self._settings, by, key, history.value, learned, runs.value or ()

@@ -232,8 +232,9 @@ def test_filters_narrow_the_pages_and_invalid_ones_are_rejected(
     assert tasks("") == tasks("?since=24h") == 103
     assert tasks("?since=1h") == 100
     # No tau was learned, as if all of them had failed.
-    names = flower.counted("/api/rts/types?type=mixed").json["names"]
-    assert [row["key"] for row in names] == ["proj.mixed"]
+    for query in ("?type=mixed", "?type=mixed&name=proj.mixed"):  # the second is a link there
+        names = flower.counted(f"/api/rts/types{query}").json["names"]
+        assert [row["key"] for row in names] == ["proj.mixed"]
     missed = flower.counted("/api/rts/misses?type=mixed").json
     assert {task["task_type"] for task in missed["misses"]} == {"mixed"}
     assert len(missed["misses"]) == missed["missed"] == 20
