@@ -202,6 +202,9 @@ def test_a_message_with_an_eta_tells_when_it_was_published() -> None:
 @pytest.mark.parametrize("given", [NOW + 7, str(NOW + 7), "2027-01-15T08:00:07Z"])
 def test_a_requested_deadline_overrides_the_formula(given: Any) -> None:
     assert published(planner(), sla_deadline=given)["rts_deadline"] == NOW + 7
+    p = planner({"sla_deadline": given})
+    assert published(p)["rts_deadline"] == NOW + 7
+    assert published(p, sla_deadline=NOW + 8)["rts_deadline"] == NOW + 8
 
 
 def test_a_retry_keeps_its_plan_whatever_happened_to_the_headers() -> None:
@@ -246,8 +249,8 @@ def test_headers_moved_into_an_inner_dict_are_found() -> None:
     headers = published(planner(), headers={"task_type": "cpu-heavy", "sla_multiplier": 1.5})
     assert (headers["task_type"], headers["rts_k"]) == ("cpu-heavy", 1.5)
     assert headers["headers"] == {"task_type": "cpu-heavy", "sla_multiplier": 1.5}
-    headers = published(planner(), task_type="mixed", headers={"task_type": "cpu-heavy"})
-    assert headers["task_type"] == "mixed"
+    headers = published(planner(), task_type="cpu-light", headers={"task_type": "cpu-heavy"})
+    assert headers["task_type"] == "cpu-light"
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,12 @@ def test_children_are_bounded_by_their_parent_only_if_configured() -> None:
         assert plan.tau == 40.0
 
 
+def test_a_parent_without_a_valid_plan_shares_no_deadline() -> None:
+    parent = {"id": "p", "task": "a", "rts_next": "c", "rts_deadline": "soon"}
+    p = planner(propagate_deadline=True, taus=Taus(child=40.0))
+    assert p.plan_message("child", {"id": "c"}, None, parent).deadline == NOW + 80.0
+
+
 _JSON = st.recursive(
     st.none() | st.integers() | st.text(max_size=5),
     lambda inner: (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from datetime import datetime, timezone, tzinfo
 from types import SimpleNamespace
@@ -83,7 +84,7 @@ def board() -> NoteBoard:
 class Place:
     """Runs with all their collaborators."""
 
-    def __init__(self, board: NoteBoard) -> None:
+    def __init__(self, board: NoteBoard, threaded: bool = False) -> None:
         self.board, self.sink, self.load, self.monotonic = board, Sink(), Load(), Clock()
         self.runs = Runs(
             FleetClock(),
@@ -92,7 +93,7 @@ class Place:
             self.sink,
             worker='w"@h',
             instance="w@h/1-a",
-            threaded=False,
+            threaded=threaded,
             monotonic=self.monotonic,
         )
 
@@ -229,8 +230,9 @@ def test_what_is_longer_than_any_name_is_cut_alike_wherever_it_is_kept(place: Pl
     for given in ("x" * 1_000_000, ["x" * 1_000_000], "x" * (MAX_TEXT + 1), "x" * MAX_TEXT):
         request = dict.fromkeys(("id", "task", "parent_id", "root_id"), given)
         request["delivery_info"] = {"routing_key": given}
-        got = place.run({**request, "retries": [0] * 1_000_000}, 0)
-        assert len(got.to_json()) < 7 * MAX_TEXT
+        for retries in ([0] * 1_000_000, 0):
+            got = place.run({**request, "retries": retries}, 0)
+            assert len(got.to_json()) < 7 * MAX_TEXT
         never = new_execution(PLAN, request, worker="w@h", instance="w@h/1-a", pid=None)
         write_plan(request, PLAN)
         wire = pack_task(open_task(request, given), again=False)
@@ -379,7 +381,7 @@ def test_arguments_are_in_no_record(place: Place, monkeypatch: pytest.MonkeyPatc
 
 def test_short_runs_share_a_reading_and_longer_ones_get_their_own(place: Place) -> None:
     for _ in range(10):
-        place.run(REQUEST, SHORT_S / 2)
+        assert place.run(REQUEST, SHORT_S / 2).max_rss_bytes
     assert place.load.looks == 1
     for _ in range(3):
         place.run(REQUEST, 2 * SHORT_S)
@@ -388,6 +390,25 @@ def test_short_runs_share_a_reading_and_longer_ones_get_their_own(place: Place) 
     place.runs._cpu_time = lambda: 7.0
     assert place.run(REQUEST, 0).cpu_s == 0.0
     assert place.load.looks == 4
+
+
+def test_a_run_in_a_thread_is_charged_for_that_thread_alone(board: NoteBoard) -> None:
+    def burn() -> None:
+        until = time.process_time() + 0.05
+        while time.process_time() < until:
+            pass
+
+    cpu_s = {}
+    for threaded in (True, False):
+        place = Place(board, threaded)
+        run = place.runs.start(PLAN, REQUEST)
+        other = threading.Thread(target=burn)
+        other.start()
+        other.join()
+        place.monotonic.at += 1.0
+        place.runs.finish(run, "SUCCESS")
+        cpu_s[threaded] = Execution.from_json(place.sink.lines.pop()).cpu_s or 0.0
+    assert cpu_s[True] < 0.04 < cpu_s[False]
 
 
 def test_a_reading_is_not_shared_beyond_the_maximum_age_of_a_sample(place: Place) -> None:
