@@ -283,7 +283,8 @@ def test_the_slots_of_each_worker() -> None:
 
 def test_the_queues_of_each_worker() -> None:
     def ran(worker: str, queue: str, times: int, pid: int = 1) -> list[Run]:
-        return [a_run(20.0 * n, 10, place=(worker, pid), queue=queue) for n in range(times)]
+        starts = [20.0 * n + 5 * (queue == "q") for n in range(times)]
+        return [a_run(at, 10, place=(worker, pid), queue=queue) for at in starts]
 
     runs = [*ran("a", "p", 30, 1), *ran("a", "p", 30, 2), *ran("b", "q", 30)]
     # One has run too few to tell whether it takes from both.
@@ -306,7 +307,7 @@ def test_workers_that_replace_each_other_are_of_one_kind() -> None:
     rng = random.Random(1)
     runs = []
     for generation, number, nth in product(range(20), range(2), range(30)):
-        queue = "q" if generation >= 10 and rng.random() < 0.4 else "p"
+        queue = "q" if generation >= 10 and rng.random() < 0.8 else "p"
         at = 300.0 * generation + 10 * nth
         runs.append(a_run(at, 10, place=(f"{generation}-{number}", 1), queue=queue))
     assert recorded(*runs[::-1]).pools == [Pool((0, 1), 2, [1] * 40)]
@@ -328,6 +329,14 @@ def test_workers_beside_one_of_a_rare_queue_do_not_take_from_it() -> None:
         a_run(10.0 * n, 9, place=(str(n), 1), queue="p" if n % 10 else "q") for n in range(100)
     ]
     assert [pool.queues for pool in recorded(*few).pools] == [(0, 1)]
+
+
+def test_one_of_many_workers_that_ran_nothing_of_a_queue_by_chance_takes_from_it() -> None:
+    runs = [
+        a_run(20.0 * n, 10, place=(str(worker), 1), queue="q" if n % 5 < 2 and worker else "p")
+        for worker, n in product(range(100), range(10))
+    ]
+    assert recorded(*runs).pools == [Pool((0, 1), 100, [1] * 100)]
 
 
 def test_further_runs_start_after_their_pause_and_hold_a_slot() -> None:
@@ -407,6 +416,7 @@ def test_overlaps_within_clock_skew_are_not_simultaneous() -> None:
     ends = [n + 1 + rng.choice((0.0004, -0.0004)) for n in range(1000)]
     assert most_at_a_time(starts, ends) == 1
     assert most_at_a_time([0, 0, 0], [1, 1, 1]) == 3
+    assert most_at_a_time([0, 10], [10.005, 10.006]) == 1
     assert most_at_a_time([], []) == 1
 
 

@@ -109,6 +109,12 @@ def test_a_task_waits_for_a_worker_of_its_queue(order: Callable[[], Order]) -> N
         assert starts(jobs, one, 2) == [0, 1, 10, 11], "of one queue, all tasks are"
 
 
+def test_the_worker_that_has_waited_longest_takes_a_task() -> None:
+    jobs = [Job(0, "x", 1), Job(2, "x", 10), Job(3, "x", 1, queue=1)]
+    groups = [WorkerGroup(1, (0,)), WorkerGroup(1, (0, 1))]
+    assert starts(jobs, Workers(groups, FirstComeFirstServed), 2) == [0, 2, 12]
+
+
 def test_a_worker_serves_its_queues_in_turn_each_in_its_order() -> None:
     jobs = [
         Job(n, "x", 10, tau=1.0, span_s=span_s, queue=n // 3)
