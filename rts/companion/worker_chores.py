@@ -41,7 +41,7 @@ class WorkerChores:
         self.orphans = Orphans(notes, sink, host.clock, instructions.pool_waits_s)
         self._in_flight = InFlightRuns(host.link, settings, notes, instructions.instance)
         self._postmortem = PostMortem(
-            self._memory, sink, host.clock, instructions, self._in_flight.step
+            self._memory, sink, host.clock, instructions, self._in_flight.publish
         )
 
     def set_queues(self, line: bytes) -> None:

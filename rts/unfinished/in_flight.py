@@ -61,6 +61,13 @@ class InFlightRuns:
             self._link.call(*commands)
         self._published = notes
 
+    def publish(self) -> None:
+        """Publish all runs now, since nobody will do so again; what Redis should have of them
+        does not count: it may be away, and come back without its data.
+        """
+        self._connections = -1
+        self.step()
+
 
 def new_instance(worker: str) -> str:
     """Return an identity for one life of this process as the main process of *worker*, a node

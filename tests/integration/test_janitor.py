@@ -18,6 +18,7 @@ from rts.errors import StoreUnavailable
 from rts.link.link import Link
 from rts.records import LOST, Execution
 from rts.settings import Settings
+from rts.testing import RedisServer
 from rts.unfinished.heartbeat import LOST_AFTER_S
 from rts.unfinished.in_flight import (
     REPEAT_STEPS,
@@ -306,6 +307,17 @@ def test_a_note_that_redis_has_is_sent_again_now_and_then(
     again = list(map(len, link.asked))
     assert sum(again) < 1.5 * first
     assert max(again) < 0.2 * first, "a tenth in each step"
+
+
+def test_the_last_publication_asks_redis_whatever_it_had(board: NoteBoard) -> None:
+    with RedisServer() as server:
+        settings = Settings(redis_url=server.url, timeout=5.0)
+        in_flight = InFlightRuns(Link(settings), settings, board, LIVING)
+        board.put(begun("a", 1).to_json().encode())
+        in_flight.step()
+        server.stop()
+        with pytest.raises(StoreUnavailable):
+            in_flight.publish()
 
 
 def test_another_run_of_a_task_in_the_same_process_replaces_its_note(
