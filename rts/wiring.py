@@ -50,8 +50,13 @@ def install(app: Celery) -> None:
     Raises:
         ConfigurationError: a setting is invalid; the message names the setting,
             the value and what is allowed.
+        TypeError: *app* is none, but the module that holds it, say.
     """
+    from celery import Celery
+
     app = _itself(app)
+    if not isinstance(app, Celery):
+        raise TypeError(f"rts.install takes a Celery app, not {health.shown(app)}")
     try:
         _validate(app)
     except ConfigurationError as exc:

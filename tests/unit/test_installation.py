@@ -47,6 +47,14 @@ def conf(app: Celery) -> Conf:
     return app.conf
 
 
+@pytest.mark.parametrize("other", [wiring, None])
+def test_what_is_no_app_is_refused_and_left_alone(other: Any) -> None:
+    with pytest.raises(TypeError, match=r"takes a Celery app, not (a module|None)$"):
+        rts.install(other)
+    assert not hasattr(other, ATTRIBUTE)
+    assert other not in list(installation.installed)
+
+
 def test_a_thread_waits_while_another_one_builds(app: Celery, conf: Conf) -> None:
     found: list[Any] = []
     threads = [threading.Thread(target=lambda: found.append(parts_of(app))) for _ in range(2)]
