@@ -23,7 +23,7 @@ from rts.deadlines import (
 )
 from rts.fields import queue_of
 from rts.records import OpenTask, Plan, of_fields
-from rts.tasktypes import RESOURCES, TaskType
+from rts.tasktypes import DEFAULT_TASK_TYPES, RESOURCES, TaskType
 from rts.validation import finite
 
 #: What a caller may put into ``apply_async(headers={…})`` and into a task's
@@ -44,6 +44,9 @@ _REQUESTABLE = frozenset(REQUESTABLE)
 _PLANNED = itemgetter(
     "task_type", "rts_type_source", "rts_tau", "rts_k", "rts_arrival", "rts_deadline"
 )
+
+#: What to write in place of a type that nobody knows.
+_KNOWN_TYPES = f"use {', '.join(DEFAULT_TASK_TYPES)}, or one that you add to rts_task_types"
 
 #: A larger request is a mistake: no machine has so many cores, GiB or GPUs.
 MAX_REQUEST = 1e9
@@ -76,7 +79,7 @@ def read_request(
         if isinstance(value, str) and value in types:
             task_type = types[value].name  # a plain str: an enum member prints differently
         else:
-            refuse("task_type", value, where, "use one of rts_task_types or add yours there")
+            refuse("task_type", value, where, _KNOWN_TYPES)
     if (value := values.get("sla_multiplier")) is not None:
         k = finite(value)
         if k is None or not MIN_MULTIPLIER <= k <= MAX_MULTIPLIER:
