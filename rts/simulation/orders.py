@@ -81,10 +81,6 @@ class Order:
         """Add a task at the position of the one that was popped last."""
         self.push(task)
 
-    def ended(self, number: int) -> None:
-        """Release the slot of a task that was popped."""
-        self.held.discard(number)
-
     def is_demoted(self, task: Waiting, now: float) -> bool:
         """Return whether *task* would be demoted at *now*."""
         return False

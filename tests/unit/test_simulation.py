@@ -159,12 +159,11 @@ def test_demoted_tasks_hold_at_most_their_share_of_the_slots() -> None:
     for n in range(5):
         order.push(waiting(n, tau=10, deadline=1))
     assert popped(order, now=100.0, slots=4) == [0, 1, 2]
-    order.ended(1)
+    order.held.remove(1)
     assert popped(order, now=100.0, slots=4) == [3]
     order.push(waiting(9, tau=1, deadline=200))
     assert popped(order, now=100.0, slots=4) == [9], "hopeful work has all of them"
-    for number in (0, 2, 3):
-        order.ended(number)
+    order.held.clear()
     assert popped(order, now=100.0, slots=1) == [4], "at least one"
 
 
@@ -174,7 +173,7 @@ def test_a_turn_of_the_demoted_is_kept_until_they_may_hold_a_slot() -> None:
         order.push(Waiting(0.0, 1.0, deadline, number))
     taken = [order.pop(100.0, 4) for _ in range(4)]
     assert [task and task.number for task in taken] == [2, 0, 3, 4]
-    order.ended(0)
+    order.held.remove(0)
     taken = [order.pop(100.0, 4) for _ in range(2)]
     assert [task and task.number for task in taken] == [5, 1]
 
