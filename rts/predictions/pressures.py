@@ -24,7 +24,8 @@ WORKERS_FRESH_S = 1.0
 class Pressure(NamedTuple):
     """The pressure on a queue."""
 
-    #: Sum of the taus of the waiting and prefetched tasks, estimated, seconds.
+    #: Sum of the taus of the waiting and prefetched tasks, estimated, seconds; without those
+    #: that wait for their eta.
     backlog_s: float
     #: Slots of the workers that consume it.
     slots: int
@@ -60,13 +61,14 @@ class Pressures:
         return found
 
     def _backlog_s(self, queue: str, now: float) -> float:
-        """Return the sum of the taus of the waiting and prefetched tasks, estimated."""
+        """Return the ``backlog_s`` of a queue."""
         with self._broker.open(queue) as opened:
             strata = opened.backlog(routing_keys(self._app, queue))
         backlog_s = 0.0
         for count, sample in strata:
-            taus = [self._reader.work(message, now).tau for message in sample]
-            backlog_s += count * sum(taus) / max(1, len(taus))
+            works = [self._reader.work(message, now) for message in sample]
+            ready_s = sum(work.tau for work in works if work.ready <= now)
+            backlog_s += count * ready_s / max(1, len(works))
         return backlog_s
 
     def _living(self) -> tuple[Sequence[Heartbeat], float]:

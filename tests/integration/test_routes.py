@@ -79,6 +79,28 @@ def test_held_messages_count_for_a_route_under_any_routing_key(
     worker.kill()
 
 
+def test_tasks_with_a_later_eta_count_for_no_route(
+    make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
+) -> None:
+    stage = make_stage()
+    app = apps(stage, rts_timeout=PATIENCE_S)
+    name = app.conf.task_default_queue
+    worker = stage.worker(pool="threads", concurrency=1, queues=[name])
+    served(app, queue=name)
+    parts = parts_of(app)
+    assert parts is not None
+    assert parts.predictor is not None
+    pressures = parts.predictor.risks._pressures
+    for _ in range(10):
+        app.send_task(OK, (0,), queue=name, countdown=3600)
+    wait_until(lambda: not waiting(redis_client, name), message="they are taken")
+    assert pressures.read([name])[name].backlog_s == 0
+    worker.kill()  # for ten seconds it counts as one that lives
+    app.send_task(OK, (0,), queue=name, countdown=3600)
+    assert waiting(redis_client, name)
+    assert pressures.read([name])[name].backlog_s == 0
+
+
 def test_long_tasks_count_for_a_route_though_all_are_due_later(
     make_stage: MakeStage, apps: MakeApp, redis_client: redis.Redis
 ) -> None:
