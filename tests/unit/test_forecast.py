@@ -226,14 +226,27 @@ def test_a_late_turn_serves_what_has_waited_longest_in_any_of_a_workers_queues()
     assert [task and task.number for task in popped] == [4, 3, 6, 5, 1, 8, 7, 2, 0]
 
 
-def test_a_claim_in_several_queues_counts_for_one_late_turn() -> None:
+@pytest.mark.parametrize(("turns", "first"), [([0, 19], 2), ([19, 0], 0)])
+def test_a_claim_in_several_queues_counts_for_one_late_turn(
+    turns: list[int], first: int
+) -> None:
     line = Queues(EarliestDeadlineFirst, [WorkerGroup(4, (0, 1))], in_turn=True)
-    line.resume([0, 19], [])  # the next claim of the second queue would be its twentieth
+    line.resume(turns, [])  # the next claim of one of the queues would be its twentieth
     for number, (queue, deadline) in enumerate([(0, 1.0), (1, 1.0), (1, 200.0)]):
         line.push(queue, Waiting(0.0, 1.0, deadline, number))
     found = line.pop(0, 100.0, 4)
     assert found is not None
-    assert found.number == 2
+    assert found.number == first
+
+
+def test_demoted_tasks_of_all_queues_may_hold_three_of_four_slots() -> None:
+    line = Queues(EarliestDeadlineFirst, [WorkerGroup(4, (0, 1))], in_turn=True)
+    for number in range(4):
+        line.push(number % 2, Waiting(0.0, 1.0, 1.0, number))
+    found = [line.pop(0, 100.0, 4) for _ in range(4)]
+    assert [task and task.number for task in found] == [0, 1, 2, None]
+    line.ended(1)
+    assert line.pop(0, 100.0, 4)
 
 
 def test_a_worker_prefetches_again_once_a_prefetched_task_has_started() -> None:

@@ -169,6 +169,7 @@ def test_slots_are_spread_as_the_recorded_ones_were() -> None:
     assert sizes(10) == [(1, (0,)), (1, (0,)), (4, (1,)), (4, (1,))]
     assert sizes(2) == [(1, (0,)), (1, (1,))]
     assert sizes(1) == [(1, (0, 1))]
+    assert [worker.queues for worker in spread(2, pools[::-1])] == [(1,), (0,)]
     assert spread(3, []) == [WorkerGroup(3)]
     assert [worker.prefetch for worker in spread(10, pools, 2.0)] == [2, 2, 8, 8]
     assert sum(size for size, _ in sizes(101)) == 101
