@@ -304,6 +304,7 @@ def test_no_alert_ends_because_there_are_too_many_others(
 ) -> None:
     settings = fleet.settings({"url": receiver.url})
     make_overdue(redis_client, settings, "one", "small")
+    redis_client.zadd(settings.keys.overdue, {"of which no more is known": 12.0})
     # On a slow machine what follows takes longer than the lease lasts.
     leader = fleet.leader(settings, quiet_s={}, now=Clock())
     assert leader.evaluate_overdue() == 0, "it does not lead"
@@ -406,11 +407,12 @@ def test_waiting_messages_are_bounded_and_broken_ones_dropped(
     assert redis_client.ttl(waiting) > 0
     redis_client.ltrim(waiting, -2, -1)
     odd: list[dict[str, Any]] = [{"labels": 5}, {"values": ["a"]}, {"summary": None}]
+    odd.append({"at": None})
     for changes in odd:
         alert = Alert.of(overdue()[0], "a", time.time())
         redis_client.lpush(waiting, dataclasses.replace(alert, **changes).to_json())
     delivery = fleet.delivery(settings)
-    for _ in range(5):
+    for _ in range(6):
         delivery.step()
     assert [message.document["kind"] for message in receiver.taken] == [KIND]
     assert "it is not an alert" in caplog.text
