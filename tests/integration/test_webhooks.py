@@ -438,9 +438,9 @@ def test_receivers_get_what_they_want_in_their_format(fleet: Fleet, receiver: Re
 
 
 def test_slack_does_not_tell_what_is_over_as_if_it_were_not() -> None:
-    alert = Alert("1", "k", KIND, RESOLVED, "page", "3 tasks are overdue")
+    alert = Alert("1", "k", KIND, RESOLVED, "page", 'queue "a": 3 tasks are overdue')
     assert slack_document(alert, None) == {
-        "text": ":white_check_mark: *resolved* (page), was: 3 tasks are overdue"
+        "text": ':white_check_mark: *resolved* (page), was: queue "a": 3 tasks are overdue'
     }
 
 

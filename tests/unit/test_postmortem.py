@@ -16,11 +16,13 @@ from rts import health
 from rts.clock import FleetClock
 from rts.companion.instructions import Instructions
 from rts.companion.postmortem import PostMortem, has_ended
+from rts.load.sample import LoadSample
 from rts.records import LOST, Plan, new_execution
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.acknowledged import ENTRY_BYTES, Acknowledged
 from rts.unfinished.notes import is_alive
+from rts.unfinished.received import SIZE, decode_marks, mark_of
 from rts.unfinished.shared_memory import SharedMemory
 from tests.records import Kept
 
@@ -96,9 +98,31 @@ def test_only_the_last_acknowledged_tasks_are_kept(memory: SharedMemory) -> None
 def test_a_task_that_does_not_fit_is_left_out(
     memory: SharedMemory, odd: dict[str, Any]
 ) -> None:
-    memory.acknowledged.put(attributes("a"))
-    memory.acknowledged.put(attributes("b", **odd))
-    assert [task["id"] for task in memory.acknowledged.tasks()] == ["a"]
+    kept = [str(number) for number in range(8)]
+    for task_id in kept:
+        memory.acknowledged.put(attributes(task_id))
+    memory.acknowledged.put(attributes("odd", **odd))
+    assert [task["id"] for task in memory.acknowledged.tasks()] == kept
+
+
+def test_no_part_of_the_memory_is_written_over_by_another(memory: SharedMemory) -> None:
+    memory.clock_offset_s[0], memory.worker_slots[0] = 0.5, 4
+    notes, acknowledged, received = ([f"{of}{n}" for n in range(1000)] for of in "nar")
+    for task_id in notes[:4]:
+        note(memory, task_id, os.getpid())
+    for task_id in acknowledged:
+        memory.acknowledged.put(attributes(task_id))
+    for task_id in received:
+        memory.received.put(task_id)
+        memory.received.share()
+    memory.load.write(LoadSample.of(0.5, 0.25, sampled_at=7.0))
+    assert (memory.clock_offset_s[0], memory.worker_slots[0]) == (0.5, 4)
+    assert {run.task_id for _, run in memory.notes.notes()} == {*notes[:4]}
+    assert {task["id"] for task in memory.acknowledged.tasks()} == {*acknowledged[-8:]}
+    marks = {*decode_marks(memory.received.encoded())}
+    assert marks == {mark_of(task_id) for task_id in received[-SIZE:]}
+    assert (load := memory.load.read())
+    assert load.sampled_at == 7.0
 
 
 def test_a_task_that_is_overwritten_while_it_is_read_is_left_out() -> None:
