@@ -12,7 +12,7 @@ signal           sender          sent
 deadline_missed  the task's      in the process that ends the run: the one that ran it
                  name            (a pool child with prefork), after the run; the
                                  worker's main process for runs that are killed,
-                                 revoked, terminated, expired or unknown
+                                 timed out, revoked, expired or unknown
 task_overdue     the task's      in the main process of one worker of the fleet, in a
                  name            thread of rts, once per task
 slo_burning      the objective   the same, once when it starts and once when it is over
