@@ -26,7 +26,7 @@ from rts.link.link import Link
 from rts.listener import Listener
 from rts.load.sampler import LoadSampler
 from rts.scheduling.priority import Prioritise, prioritiser
-from rts.scheduling.worker_capacity import prefetch_of, slots_of
+from rts.scheduling.worker_capacity import kind_of_pool, prefetch_of, slots_of
 from rts.settings import Settings
 from rts.tau.cache import TauCache
 from rts.unfinished.in_flight import new_instance
@@ -116,8 +116,7 @@ class WorkerParts:
     def build(cls, parts: Parts, worker: Any) -> WorkerParts:
         """Build the parts of *worker*, Celery's."""
         settings, clock, hostname = parts.settings, parts.clock, worker.hostname
-        pool = worker.pool_cls.__module__.rpartition(".")[2]
-        threaded = pool not in ("prefork", "solo")
+        threaded = kind_of_pool(worker.pool_cls) not in ("prefork", "solo")
         # With autoscaling, the most tasks that may run at a time.
         concurrency = getattr(worker, "max_concurrency", None) or worker.concurrency or 1
         instance = new_instance(hostname)

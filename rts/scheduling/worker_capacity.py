@@ -5,6 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 
+def kind_of_pool(pool_cls: type) -> str:
+    """Return the module of Celery that a pool's class comes from: prefork, solo, thread, gevent
+    or eventlet, also of a subclass of an app's own (``--pool custom``); else base.
+    """
+    modules = [cls.__module__.rpartition(".") for cls in pool_cls.__mro__]
+    return next(
+        (name for package, _, name in modules if package == "celery.concurrency"), "base"
+    )
+
+
 def slots_of(worker: Any) -> int:
     """Return the slots of a Celery *worker* whose pool has been created.
 
@@ -27,8 +37,9 @@ def prefetch_of(worker: Any) -> int | None:
     """Return how many tasks per slot a Celery *worker* prefetches while all are busy;
     ``None``: unlimited. Running tasks count if all tasks are acknowledged late.
     """
-    app, pool = worker.app, worker.pool_cls.__module__.rpartition(".")[2]
-    if pool in ("solo", "gevent", "eventlet"):  # a running task, or full pool, blocks consuming
+    app = worker.app
+    if kind_of_pool(worker.pool_cls) in ("solo", "gevent", "eventlet"):
+        # A running task, or a full pool, blocks consuming.
         return 0
     own = [task for name, task in app.tasks.items() if not name.startswith("celery.")]
     late = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from celery import Celery
 
 from rts.testing import wait_until
-from tests.conftest import FULL, MakeStage, Stage, printed, python
+from tests.conftest import FULL, LEAN, MakeStage, Stage, printed, python
 from tests.told import Told
 
 pytestmark = pytest.mark.measured
@@ -79,6 +80,25 @@ def test_a_missed_deadline_is_signalled_once_where_the_run_ends(
     said = worker.log.count("tests.apps.told.broken, a receiver of rts.signals.deadline_missed")
     assert 1 <= said <= 3  # processes
     assert "on purpose" in worker.log
+
+
+def test_a_subclass_of_the_prefork_pool_is_one(
+    producer: tuple[Stage, Celery], told: Told, mongo: Any
+) -> None:
+    """In a pool of threads, a time limit is the hard one."""
+    stage, app = producer
+    (stage.folder / "own_pool.py").write_text(
+        "from celery.concurrency.prefork import TaskPool\n\nclass Pool(TaskPool):\n    pass\n"
+    )
+    env = {
+        "CELERY_CUSTOM_WORKER_POOL": "own_pool:Pool",
+        "PYTHONPATH": f"{stage.folder}{os.pathsep}{LEAN}",
+        "TEST_TOLD": str(told.path),
+    }
+    stage.worker(APP, pool="custom", concurrency=1, env=env)
+    soft = app.send_task(f"{BASIC}.soft_limit")
+    wait_until(lambda: mongo.tasks.find_one({"_id": soft.id, "sla_success": True}))
+    assert not told.lines("missed")
 
 
 @pytest.mark.parametrize("tracing", ["before", "child"])

@@ -5,8 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from celery.concurrency import prefork
+from celery.concurrency.base import BasePool
 
-from rts.scheduling.worker_capacity import slots_of
+from rts.scheduling.worker_capacity import kind_of_pool, slots_of
 
 
 def test_greenlets_may_be_shrunk_to_none() -> None:
@@ -22,3 +24,9 @@ def test_greenlets_may_be_shrunk_to_none() -> None:
         change(1)
         found.append(slots_of(worker))
     assert found == [2, 1, 0, 1]
+
+
+def test_a_pool_of_an_apps_own_is_of_the_kind_it_derives_from() -> None:
+    kinds = [kind_of_pool(type("Own", (base,), {})) for base in (prefork.TaskPool, BasePool)]
+    assert kinds == ["prefork", "base"]
+    assert kind_of_pool(object) == "base"
