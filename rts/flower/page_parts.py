@@ -92,18 +92,18 @@ def name_rows(
     filters: Filters,
     rows: Iterable[ReportRow],
     learned: Sequence[TauRow],
-    runs: Iterable[Mapping[str, Any]],
+    some: Iterable[Mapping[str, Any]],
 ) -> list[Document]:
     """Return the rows of the task names that are asked for, with their taus, most misses first.
 
-    The names of a type are those with a tau in it, and those in *runs*, a sample of that type:
-    a name of which no run has succeeded has no tau.
+    The names of a type are those with a tau in it, and those in *some* of its runs and missed
+    tasks: a name of which no run has succeeded has no tau.
     """
     if filters.name is not None:  # of whatever type, as its charts
         rows = [row for row in rows if row.key == filters.name]
     elif filters.task_type is not None:
         known = {tau.name for tau in learned if tau.task_type == filters.task_type}
-        known |= {run.get("name") for run in runs}
+        known |= {one.get("name") for one in some}
         rows = [row for row in rows if row.key in known]
     taus: dict[str | None, list[TauRow]] = {}
     for tau in learned:

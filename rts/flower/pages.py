@@ -128,19 +128,23 @@ class Pages:
         rows = page_parts.type_rows(self._settings, _rows(by_type), reasons.value or {})
         chosen = page_parts.chosen(filters, rows)
         by, key = chosen["by"], chosen["key"]
-        history, runs = by_type, Answer()
+        history, runs, missed = by_type, Answer(), Answer()
+        if by == "name":
+            history = await ask(source.counted, filters.duration, "name", key)
+        elif filters.task_type is not None:
+            missed = await ask(source.misses, filters.duration, (filters.task_type,), None)
         if key is not None:
-            if by == "name":
-                history = await ask(source.counted, filters.duration, "name", key)
             runs = await ask(source.sample, filters.duration, by, key)
         learned: list[TauRow] = taus.value or []
         of_types = {tau.task_type: asdict(tau) for tau in learned if tau.name is None}
         return {
-            **self._head("types", [by_type, by_name, taus, reasons, history, runs]),
+            **self._head("types", [by_type, by_name, taus, reasons, history, runs, missed]),
             **page_parts.window(by_type.value),
             "filters": filters.values(),
             "types": [{**row, "tau": of_types.get(row["key"])} for row in rows],
-            "names": page_parts.name_rows(filters, _rows(by_name), learned, runs.value or ()),
+            "names": page_parts.name_rows(
+                filters, _rows(by_name), learned, [*(runs.value or ()), *(missed.value or ())]
+            ),
             "chosen": chosen,
             "charts": page_parts.charts_of(
                 self._settings, by, key, history.value, learned, runs.value or ()

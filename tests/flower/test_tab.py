@@ -346,6 +346,17 @@ def test_the_page_of_a_task_says_why_it_was_late(
         assert (told["task"]["cause"], told["why"]) == (cause, None)
 
 
+def test_a_type_shows_its_tasks_that_no_worker_has_run(
+    make_stage: MakeStage, make_flower: Make, write: Any
+) -> None:
+    new = {"task_type": "mixed", "name": "proj.new", "started_at": None, "ran": False}
+    due = {"state": "PENDING", "cause": "overdue", "worker": "", "deadline": time.time() - 5}
+    write(ended(0, 5), ended(1, 5)._replace(**new, **due, completed_at=None, runtime_s=None))
+    flower = make_flower(make_stage(), env=OPEN_API)
+    names = flower.counted("/api/rts/types?type=mixed").json["names"]
+    assert [(row["key"], row["missed"]) for row in names] == [("proj.new", 1)]
+
+
 @pytest.mark.measured
 def test_queues_in_deadline_order(
     make_stage: MakeStage, apps: MakeApp, make_flower: Make, redis_client: redis.Redis
