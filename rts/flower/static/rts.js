@@ -8,7 +8,7 @@
   const EVERY_MS = 5000;
   // While something is still being counted.
   const SOON_MS = 1000;
-  // A page takes two seconds at most to answer.
+  // A page takes some seconds at most to answer.
   const PATIENCE_MS = 20000;
   const content = document.getElementById("rts-content");
   const pause = document.getElementById("rts-pause");
