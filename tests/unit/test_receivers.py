@@ -14,10 +14,10 @@ from rts import health
 from rts.lifecycle import receivers
 from rts.lifecycle.ends import Ends
 from rts.lifecycle.planning import Planner
-from rts.records import Execution
+from rts.records import Execution, new_execution
 from rts.settings import Settings
 from rts.unfinished.shared_memory import SharedMemory
-from tests.planning import StoppedClock, Taus
+from tests.planning import NOW, StoppedClock, Taus
 
 
 class Broken(Exception):
@@ -133,6 +133,30 @@ def test_a_message_that_celery_cannot_make_a_task_of_has_the_k_of_its_priority()
     signals.task_unknown.send(sender=SENDER, message=message)
     assert [(end.k, end.queue) for end in ended] == [(1.5, "work")]
     assert health.take_counts() == {}
+
+
+def test_a_run_that_was_killed_ends_once_after_as_long_as_it_ran() -> None:
+    ended: list[Execution] = []
+    ends = ends_into(ended, Settings())
+    message = {"id": "a", "task": "proj.add", "retries": 0}
+    plan = ends.planner.plan("proj.add", {}, None)
+    # The last one started before the clock was set back.
+    for started_at in (NOW - 5, NOW + 1):
+        run = new_execution(plan, message, worker="w", instance="i", started_at=started_at)
+        assert ends.memory.notes.put(run.to_json().encode()) is not None
+        for _ in range(2):  # as Celery may tell of it
+            ends.aborted("a", "killed")
+    assert [(end.state, end.cause, end.runtime_s) for end in ended] == [
+        ("FAILURE", "killed", 5.0),
+        ("FAILURE", "killed", 0.0),
+    ]
+    ends.memory.acknowledged.put(message)
+    for _ in range(2):
+        ends.cancelled("a")
+        ends.aborted("a", "killed")
+    (never_began,) = ended[2:]
+    assert (never_began.state, never_began.cause) == ("LOST", "killed")
+    assert never_began.runtime_s is None
 
 
 def test_a_time_limit_that_strikes_after_the_task_is_celerys_to_handle() -> None:
