@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 from billiard.pool import soft_timeout_sighandler
+from celery.canvas import Signature
 from celery.exceptions import Reject, Retry
 from kombu.transport.native_delayed_delivery import calculate_routing_key
 
@@ -282,6 +283,15 @@ def test_a_message_that_was_acknowledged_is_not_queued_again(
 ) -> None:
     task = SimpleNamespace(acks_late=acks_late)
     assert end_state(task, "REJECTED", Reject("", requeue=requeue)) == recorded
+
+
+def test_a_task_has_not_failed_because_other_code_could_not_publish() -> None:
+    """Such as a handler of the app's, or a result backend, as the task ends."""
+    with pytest.raises(TypeError):  # noqa: PT012  postrun comes while the error is raised
+        try:
+            Signature({"task": "proj.add"}).apply_async(args=5)
+        finally:
+            assert end_state(SimpleNamespace(acks_late=False), "SUCCESS", None) == "SUCCESS"
 
 
 def test_a_run_in_flight_is_noted_with_what_is_known_at_its_start(place: Place) -> None:
