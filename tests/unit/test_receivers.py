@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from billiard.exceptions import WorkerLostError
 from celery import Celery, signals
+from celery.exceptions import Reject
 from celery.signals import Signal
 
 from rts import health
@@ -157,6 +159,19 @@ def test_a_run_that_was_killed_ends_once_after_as_long_as_it_ran() -> None:
     (never_began,) = ended[2:]
     assert (never_began.state, never_began.cause) == ("LOST", "killed")
     assert never_began.runtime_s is None
+
+
+def test_a_rejected_task_is_not_told_as_killed_too() -> None:
+    """Celery's main process calls it failed, as one whose process was killed."""
+    ended: list[Execution] = []
+    ends = ends_into(ended, Settings())
+    parts: Any = SimpleNamespace(worker=SimpleNamespace(ends=ends, threaded=False))
+    receivers.connect(lambda _: parts, broken)
+    ends.memory.acknowledged.put({"id": "a", "task": "proj.add", "retries": 0})
+    for exception, told in ((Reject("no"), 0), (WorkerLostError("signal 9"), 1)):
+        signals.task_failure.send(sender=SENDER, task_id="a", exception=exception)
+        assert len(ended) == told
+    assert health.take_counts() == {}
 
 
 def test_a_time_limit_that_strikes_after_the_task_is_celerys_to_handle() -> None:
