@@ -148,15 +148,16 @@ class Orphans:
 
     def step(self) -> int:
         """Look once; return the number of runs ended."""
-        now, completed_at = self._now(), self._clock.now()
+        now = self._now()
         missing: dict[str, float] = {}
         ended = 0
         for slot, note in self._board.notes():
             if note.pid is None or is_alive(note.pid):
                 continue
             missing[note.run_id] = self._missing.get(note.run_id, now)
-            orphaned = now - missing[note.run_id] > self._after_s
-            if orphaned and self._board.release(slot, note):
+            missing_s = now - missing[note.run_id]
+            if missing_s > self._after_s and self._board.release(slot, note):
+                completed_at = self._clock.now() - missing_s
                 self._sink.ended(
                     note._replace(completed_at=completed_at, state=LOST, cause="killed")
                 )

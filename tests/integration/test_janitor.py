@@ -249,6 +249,7 @@ def test_runs_of_a_process_that_is_gone_end_after_a_grace(
     assert orphans.step() == 1
     (end,) = sink.ends
     assert (end.run_id, end.state, end.cause) == (killed.run_id, LOST, "killed")
+    assert end.completed_at <= clock.now() - 1.5 * ORPHANED_AFTER_S, "not when its process went"
     assert [note.task_id for _, note in board.notes()] == ["alive"]
     time.at += 10 * ORPHANED_AFTER_S
     assert orphans.step() == 0
