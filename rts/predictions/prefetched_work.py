@@ -24,10 +24,12 @@ class PrefetchedWork:
 
     def pop(self, group: int) -> int | None:
         """Remove and return the number of the first task of *group*; ``None``: none."""
-        if not self._queues[group]:
+        queue = self._queues[group]
+        if not queue:
             return None
-        number, weight = self._queues[group].popleft()
-        self._lengths[group] -= weight
+        number, weight = queue.popleft()
+        # Weights are fractions: rounded, their sum may end below 0, as if there were room.
+        self._lengths[group] = self._lengths[group] - weight if queue else 0.0
         return number
 
     def of(self, group: int) -> Iterator[int]:

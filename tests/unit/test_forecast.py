@@ -249,6 +249,14 @@ def test_demoted_tasks_of_all_queues_may_hold_three_of_four_slots() -> None:
     assert line.pop(0, 100.0, 4)
 
 
+def test_a_worker_that_prefetches_nothing_has_no_room_by_a_rounded_sum() -> None:
+    prefetched = PrefetchedWork([WorkerGroup(1)])
+    for number, weight in enumerate((1.0, 1.0, 2.6)):  # such as those whose eta has come
+        prefetched.add(0, number, weight)
+    assert [prefetched.pop(0) for _ in range(4)] == [0, 1, 2, None]
+    assert not prefetched.has_room(0)
+
+
 def test_a_worker_prefetches_again_once_a_prefetched_task_has_started() -> None:
     prefetched = PrefetchedWork([WorkerGroup(1, prefetch=2.0)])
     prefetched.add(0, 7, 2.0)
