@@ -116,6 +116,17 @@ def test_the_slot_of_a_thread_whose_note_was_taken_is_used_again(board: NoteBoar
         assert board.take("timed out") is not None
 
 
+def test_a_note_that_is_no_longer_there_takes_no_other_with_it(board: NoteBoard) -> None:
+    slot = noted(board, here("a"))
+    ((_, read),) = board.notes()
+    assert slot is not None
+    board.clear(slot)
+    assert not board.release(slot, read), "the run has ended itself since"
+    assert noted(board, here("b")) == slot
+    assert not board.release(slot, read)
+    assert task_ids(board) == ["b"]
+
+
 def test_of_two_runs_of_a_task_the_dead_one_is_taken_first(board: NoteBoard) -> None:
     noted(board, here("same"))
     child, _ = in_child(lambda: noted(board, here("same")))

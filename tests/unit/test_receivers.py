@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 from billiard.exceptions import WorkerLostError
 from celery import Celery, signals
+from celery.app.task import Context
 from celery.exceptions import Reject
 from celery.signals import Signal
 
@@ -16,6 +17,7 @@ from rts import health
 from rts.lifecycle import receivers
 from rts.lifecycle.ends import Ends
 from rts.lifecycle.planning import Planner
+from rts.lifecycle.runs import set_run
 from rts.records import Execution, new_execution
 from rts.settings import Settings
 from rts.unfinished.shared_memory import SharedMemory
@@ -171,6 +173,23 @@ def test_a_rejected_task_is_not_told_as_killed_too() -> None:
     for exception, told in ((Reject("no"), 0), (WorkerLostError("signal 9"), 1)):
         signals.task_failure.send(sender=SENDER, task_id="a", exception=exception)
         assert len(ended) == told
+    assert health.take_counts() == {}
+
+
+def test_only_a_retry_outside_of_its_run_tells_of_a_cancelled_one() -> None:
+    ended: list[Execution] = []
+    ends = ends_into(ended, Settings())
+    parts: Any = SimpleNamespace(worker=SimpleNamespace(ends=ends, threaded=True))
+    receivers.connect(lambda _: parts, broken)
+    plan = ends.planner.plan("proj.add", {}, None)
+    message = {"id": "other", "task": "proj.add"}
+    run = new_execution(plan, message, worker="w", instance="i", started_at=NOW)
+    ends.memory.notes.put(run.to_json().encode())
+    request = Context(message)
+    for of, told in ((request, []), (Context(), ["LOST"])):
+        set_run(of, cast(Any, SimpleNamespace()))
+        signals.task_retry.send(sender=SENDER, request=request)
+        assert [end.state for end in ended] == told
     assert health.take_counts() == {}
 
 
