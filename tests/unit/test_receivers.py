@@ -100,6 +100,15 @@ def test_celerys_own_tasks_are_ignored() -> None:
     receivers.connect(broken, broken)
     signals.before_task_publish.send(sender="celery.backend_cleanup", headers={"id": "1"})
     assert health.take_counts() == {}
+    receivers.disconnect()
+    parts: Any = SimpleNamespace(worker=SimpleNamespace())
+    receivers.connect(lambda _: parts, broken)
+    cleanup = APP.tasks["celery.backend_cleanup"]  # beat's expires
+    signals.task_revoked.send(sender=cleanup, request=Context(), expired=True)
+    headers = {"id": "1", "task": cleanup.name}
+    message = SimpleNamespace(headers=headers, properties={}, delivery_info={})
+    signals.task_rejected.send(sender=SENDER, message=message)
+    assert health.take_counts() == {}
 
 
 @pytest.mark.parametrize("headers", [None, [], {"id": "1"}, {"task": "proj.add"}])
