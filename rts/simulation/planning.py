@@ -78,17 +78,16 @@ def plan(question: Question, progress: Callable[[], None] = lambda: None) -> Pla
     *progress* is called after each number of slots that was tried.
 
     Raises:
-        Unattainable: not even one slot per job meets it.
+        Unattainable: no number meets it.
     """
     planner = _Planner(question, progress)
-    if not planner.meets(most := len(planner.jobs)):
-        best = planner.trial(most)
-        of = " of the worst type" if question.by_type else ""
-        raise Unattainable(
-            f"no number of slots meets {100 * question.target:g}%: with a slot for each task "
-            f"{best.share:.2%}{of} are met ({best.worst:.2%} in the worst resample). Runs that "
-            "take longer than their deadlines allow need a greater k, or better known taus"
-        )
+    most = len(planner.jobs)
+    while not planner.meets(most):
+        best, twice = planner.trial(most), planner.trial(2 * most)
+        # Each kind of workers has only its part of them: those of one may still be too few.
+        if twice.share <= best.share and twice.worst <= best.worst:
+            raise _unattainable(question, best)
+        most *= 2
     # Rarely fewer than for ρ = 1, so start there.
     failed, slots = 0, max(1, round(min(most, planner.erlangs)))
     while not planner.meets(slots):
@@ -101,6 +100,15 @@ def plan(question: Question, progress: Callable[[], None] = lambda: None) -> Pla
             failed = middle
     around = range(max(1, slots - BESIDE), min(most, slots + BESIDE) + 1)
     return Plan(slots, [planner.trial(number) for number in around], len(planner.jobs))
+
+
+def _unattainable(question: Question, best: Trial) -> Unattainable:
+    of = " of the worst type" if question.by_type else ""
+    return Unattainable(
+        f"no number of slots meets {100 * question.target:g}%: with a slot for each task "
+        f"{best.share:.2%}{of} are met ({best.worst:.2%} in the worst resample). Runs that "
+        "take longer than their deadlines allow need a greater k, or better known taus"
+    )
 
 
 def busiest(jobs: Sequence[Job], most: int) -> Sequence[Job]:

@@ -17,8 +17,10 @@ from rts.simulation.planning import (
     plan,
     resample,
 )
+from rts.simulation.pools import Pool, spread
 from rts.simulation.simulator import Conditions, share_met, simulate
 from rts.simulation.traces import Job, Origin, at_load, offered_load, six_types
+from rts.simulation.workers import Workers
 
 SETTINGS = Settings()
 
@@ -89,6 +91,19 @@ def test_an_unattainable_target() -> None:
     jobs = [job._replace(task_type="cpu-light") if job.runtime_s == 1 else job for job in jobs]
     with pytest.raises(Unattainable, match=r"0\.00% of the worst type are met"):
         plan(Question(jobs, 0.9, fifo, SETTINGS, by_type=True))
+
+
+def test_a_burst_may_need_more_slots_than_tasks_as_its_workers_have_a_part_of_them() -> None:
+    steady = [Job(float(n), "x", 1.0, tau=1.0, span_s=9.0) for n in range(10)]
+    burst = [Job(9.0, "x", 10.0, tau=10.0, span_s=15.0, queue=1)] * 10
+    pools = [Pool((0,), 3, [3]), Pool((1,), 1, [1])]
+
+    def workers(slots: int) -> Workers:
+        return Workers(spread(slots, pools), FirstComeFirstServed)
+
+    question = Question(steady + burst, 1.0, workers, SETTINGS, resamples=0)
+    # Of 38, the others have 28.5, rounded to 28.
+    assert plan(question).slots == 38
 
 
 def test_a_burst_needs_a_slot_for_each_task_without_slack() -> None:
