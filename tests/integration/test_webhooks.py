@@ -19,6 +19,7 @@ import pytest
 from celery import Celery
 
 import rts
+from rts import health
 from rts.alerting.alert import RESOLVED, Alert, Condition, body_of, slack_document
 from rts.alerting.conditions import MAX_GROUPS, overdue_conditions
 from rts.alerting.delivery import MAX_BACKOFF_S, WebhookDelivery
@@ -372,6 +373,45 @@ def test_a_receiver_in_trouble_gets_the_message_once_it_is_back(
     assert "hidden" not in caplog.text
     # A leader of an earlier test may still be at its message, to a receiver that is gone.
     assert caplog.text.count(f"{receiver.url} does not accept a message") == 1
+
+
+def test_the_back_off_starts_anew_once_a_message_was_received(
+    fleet: Fleet, receiver: Receiver
+) -> None:
+    settings = fleet.settings({"url": receiver.url, "min_interval": 0})
+    store, delivery = fleet.store(settings), fleet.delivery(settings)
+    for conditions in (overdue(), []):  # it starts and ends
+        store.update((KIND,), conditions)
+    waits = []
+    for status in (500, 500, 200, 500):
+        receiver.status = status
+        waits.append(delivery.step())
+    assert waits == [1.0, 2.0, 0.0, 1.0]
+
+
+def test_a_redis_that_refuses_does_not_end_a_delivery(
+    fleet: Fleet, receiver: Receiver, redis_client: Any
+) -> None:
+    settings = fleet.settings({"url": receiver.url}, rts_breaker_period=0.2)
+    waiting = settings.keys.webhook(settings.webhooks[0].id)
+
+    def refused() -> int:
+        return int(redis_client.info("commandstats")["cmdstat_lindex"]["failed_calls"])
+
+    redis_client.rpush(waiting, "x")
+    redis_client.lindex(waiting, 0)
+    redis_client.set(waiting, "of another type")
+    before, threads = refused(), {*threading.enumerate()}
+    delivery = fleet.delivery(settings)
+    delivery.start()
+    (thread,) = (t for t in {*threading.enumerate()} - threads if t.name == "rts-webhook")
+    wait_until(lambda: refused() > before)
+    redis_client.delete(waiting)
+    fleet.store(settings).update((KIND,), overdue())
+    wait_until(lambda: receiver.taken)
+    delivery.stop()
+    wait_until(lambda: not thread.is_alive())
+    assert "webhook_errors" not in health.take_counts()
 
 
 def test_the_longest_back_off_and_giving_up(
