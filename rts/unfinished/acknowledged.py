@@ -9,12 +9,17 @@ from __future__ import annotations
 import marshal
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
 #: Bytes of one entry; a task that needs more is not kept.
 ENTRY_BYTES = 1024
+#: Seconds from a task's acknowledgement by which it has certainly begun: a killed worker's
+#: companion knows nothing of older ones. (A worker with little to do still has entries of tasks
+#: that the ledger has forgotten by now.)
+BEGUN_S = 300.0
 #: The attributes of a message that are kept: what a verdict needs.
 KEPT = (
     "id",
@@ -44,8 +49,15 @@ class Acknowledged:
     main process is gone.
     """
 
-    def __init__(self, memory: mmap.mmap, start: int, size: int) -> None:
+    def __init__(
+        self,
+        memory: mmap.mmap,
+        start: int,
+        size: int,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._memory = memory
+        self._now = now
         self._starts = [start + n * ENTRY_BYTES for n in range(size)]
         self._number = count()
         #: The id in each entry, as far as this process has written it: of thousands of entries,
@@ -55,7 +67,7 @@ class Acknowledged:
     def put(self, attributes: Mapping[str, Any]) -> None:
         """Record that the task of a message with these attributes is acknowledged now."""
         try:
-            entry = marshal.dumps([attributes.get(name) for name in KEPT])
+            entry = marshal.dumps([self._now(), *map(attributes.get, KEPT)])
         except ValueError:
             return  # a custom serializer of the app put another type of object there
         length = len(entry)
@@ -71,10 +83,11 @@ class Acknowledged:
         self._ids[place] = attributes.get("id")
 
     def tasks(self) -> Iterator[dict[str, Any]]:
-        """Yield the kept attributes of each task."""
+        """Yield the kept attributes of each task that may not have begun."""
+        since = self._now() - BEGUN_S
         for start in self._starts:
-            attributes = self._read(start)
-            if attributes is not None:
+            at, attributes = self._read(start)
+            if attributes is not None and at >= since:
                 yield attributes
 
     def take(self, task_id: str) -> dict[str, Any] | None:
@@ -84,22 +97,23 @@ class Acknowledged:
         found = None
         for start, known in zip(self._starts, self._ids, strict=True):
             if known == task_id:
-                attributes = self._read(start)
+                _, attributes = self._read(start)
                 if attributes is not None and attributes["id"] == task_id:
                     found = attributes
                     _LENGTH.pack_into(self._memory, start, 0)
         return found
 
-    def _read(self, start: int) -> dict[str, Any] | None:
+    def _read(self, start: int) -> tuple[float, dict[str, Any] | None]:
+        """Return when an entry was put, by this host's monotonic clock, and its attributes."""
         (length,) = _LENGTH.unpack_from(self._memory, start)
         if not 0 < length <= _ROOM:
-            return None
+            return 0.0, None
         body = start + _LENGTH.size
         try:
-            entry = marshal.loads(self._memory[body : body + length])
+            at, *values = marshal.loads(self._memory[body : body + length])
         except EOFError:
-            return None  # another thread has just put a longer one there
-        return dict(zip(KEPT, entry, strict=True))
+            return 0.0, None  # another thread has just put a longer one there
+        return at, dict(zip(KEPT, values, strict=True))
 
     def clear(self) -> None:
         """Remove all entries: the worker shuts down in good order."""

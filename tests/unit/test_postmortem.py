@@ -20,10 +20,11 @@ from rts.load.sample import LoadSample
 from rts.records import LOST, Plan, new_execution
 from rts.settings import Settings
 from rts.testing import wait_until
-from rts.unfinished.acknowledged import ENTRY_BYTES, Acknowledged
+from rts.unfinished.acknowledged import BEGUN_S, ENTRY_BYTES, Acknowledged
 from rts.unfinished.notes import is_alive
 from rts.unfinished.received import SIZE, decode_marks, mark_of
 from rts.unfinished.shared_memory import SharedMemory
+from tests.clock import Clock
 from tests.records import Kept
 
 PLAN = Plan("mixed", "inferred", 10.0, 2.0, 100.0, 120.0)
@@ -104,6 +105,17 @@ def test_the_entries_of_other_tasks_are_not_read_to_take_one(memory: SharedMemor
     taken = ring.take("wanted")
     assert taken is not None
     assert (taken["id"], ring.take("wanted")) == ("wanted", None)
+
+
+def test_a_task_acknowledged_long_ago_has_begun() -> None:
+    """The ledger may have forgotten it by now: it would be a new task, which was lost."""
+    clock = Clock()
+    ring = Acknowledged(mmap.mmap(-1, 4 * ENTRY_BYTES), 0, 4, clock)
+    ring.put(attributes("old"))
+    clock.at += BEGUN_S + 1
+    ring.put(attributes("new"))
+    assert [task["id"] for task in ring.tasks()] == ["new"]
+    assert ring.take("old") is not None, "of one whose run was not noted, this is all there is"
 
 
 @pytest.mark.parametrize("odd", [{"id": "x" * ENTRY_BYTES}, {"root_id": datetime.timezone.utc}])
