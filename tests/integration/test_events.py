@@ -78,6 +78,8 @@ def test_events_come_in_order_each_once(
     wait_until(lambda: len(heard) >= 7)
     assert heard == told
     assert len(redis_client.xinfo_consumers(settings.keys.events, group)) == 2
+    # It takes no events of a signal that nobody receives here, which others may want.
+    assert [of["name"] for of in redis_client.xinfo_groups(settings.keys.events)] == [group]
 
 
 def test_what_is_not_an_event_is_skipped(
