@@ -21,7 +21,7 @@ from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.in_flight import running_field
-from rts.unfinished.overdue import BATCH, KEPT_S, MAX_GAP_S, SETTLE_S, OverdueSweep
+from rts.unfinished.overdue import BATCH, KEPT_S, LEASE_S, MAX_GAP_S, SETTLE_S, OverdueSweep
 from tests.clock import Clock
 from tests.conftest import MakeStage, Stage
 from tests.memory_ledger import MemoryLedger
@@ -295,12 +295,14 @@ def test_one_looks_until_it_releases_the_lease(settings: Settings) -> None:
     note(settings, task("a", 1000.0))
     first = overdue_sweep(settings, MemoryLedger())
     ledger = MemoryLedger()
-    second = overdue_sweep(settings, ledger, "second")
+    now = Clock(0.0)
+    second = overdue_sweep(settings, ledger, "second", now=now)
+    second._looked_at = 0.0
     first.step()
     note(settings, task("b", 1000.0))
     assert second.step() == 0
     first.leave()
-    second._ask_from = 0.0
+    now.at += LEASE_S / 2  # it would have run out twice as late
     assert second.step() == 1
     first.leave()  # no longer its own
     assert Link(settings).call(
