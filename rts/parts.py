@@ -18,6 +18,7 @@ from rts.companion.instructions import Instructions
 from rts.companion.supervisor import Companion
 from rts.ledger.sink import SpoolRunSink
 from rts.ledger.spool import Spool
+from rts.lifecycle.batches import tasks_per_run
 from rts.lifecycle.ends import Ends
 from rts.lifecycle.owners import task_of
 from rts.lifecycle.planning import Planner
@@ -120,7 +121,7 @@ class WorkerParts:
         # With autoscaling, the most tasks that may run at a time.
         concurrency = getattr(worker, "max_concurrency", None) or worker.concurrency or 1
         instance = new_instance(hostname)
-        memory = SharedMemory.for_concurrency(concurrency)
+        memory = SharedMemory.for_concurrency(concurrency, tasks_per_run(worker.app))
         memory.clock_offset_s[0] = clock.offset_s
         clock.follow(memory.clock_offset_s)
         spool = Spool(settings.spool_dir, settings.spool_max_bytes)

@@ -26,6 +26,12 @@ class _Current(threading.local):
 _current = _Current()
 
 
+def tasks_per_run(app: Any) -> int:
+    """Return how many tasks a run in a worker of *app* is to execute at most."""
+    sizes = (getattr(task, "flush_every", 1) for task in app.tasks.values())
+    return max((size for size in sizes if isinstance(size, int)), default=1)
+
+
 def start(request: Any, args: object, planner: Planner, runs: Runs) -> None:
     """Start a run for each task in *args*, the arguments of the batch task of *request*."""
     started: list[Run] = []

@@ -9,10 +9,12 @@ costs no system call, and is the beginning of the line that will record the run'
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 from rts import forks, health
@@ -21,6 +23,10 @@ from rts.records import Execution
 
 #: Bytes of one slot. A note has about 400; runs with very long task names or ids are not noted.
 SLOT_BYTES = 4096
+
+#: Seconds for which a process that has found no unused slot does not look again: to look at
+#: thousands of them before each run of a batch would cost more than the batch.
+FULL_S = 1.0
 
 #: A slot's header: process id of its owner (0: free), length of the note (0: none), the
 #: owner's sequence number, which tells apart notes of the same length.
@@ -43,6 +49,9 @@ class NoteBoard:
         self._fd = fd
         #: Unused slots that this process owns.
         self._free: list[int] = []
+        #: Where to look for the next one first, and by ``time.monotonic`` when.
+        self._next = 0
+        self._claim_at = -math.inf
         self._number = 0
         self._lock = threading.Lock()
         forks.in_child(self.leave_slots)
@@ -131,16 +140,22 @@ class NoteBoard:
 
     def _claim(self) -> int | None:
         """Claim a slot for this process. Once per process and concurrent task."""
+        now = time.monotonic()
+        if now < self._claim_at:
+            return None
         with self._lock:  # against other threads; lockf, against other processes
             fcntl.lockf(self._fd, fcntl.LOCK_EX)
             try:
-                for slot in range(self.slots):
+                for number in range(self._next, self._next + self.slots):
+                    slot = number % self.slots
                     owner, length, _ = _HEAD.unpack_from(self._map, self._start(slot))
                     if owner == 0 or (
                         length == 0 and owner != forks.pid and not is_alive(owner)
                     ):
                         _HEAD.pack_into(self._map, self._start(slot), forks.pid, 0, 0)
+                        self._next = slot + 1
                         return slot
+                self._claim_at = now + FULL_S
                 return None
             finally:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN)

@@ -22,7 +22,7 @@ from rts.unfinished.received import Received
 #: Slots for notes beyond the worker's concurrency: pools grow, and a process that was killed
 #: occupies its slot until its run's end is written.
 SPARE_SLOTS = 32
-#: Slots at most; runs in further greenlets are not noted.
+#: Slots at most; further runs, in greenlets or in a batch, are not noted.
 MAX_SLOTS = 4096
 
 #: Bytes before the first slot, for the two single numbers.
@@ -58,9 +58,11 @@ class SharedMemory:
         weakref.finalize(memory, _close, self.fd, forks.pid).atexit = False
 
     @classmethod
-    def for_concurrency(cls, concurrency: int) -> SharedMemory:
-        """Create the memory of a worker that runs *concurrency* tasks at a time."""
-        memory = cls(min(MAX_SLOTS, 2 * concurrency + SPARE_SLOTS))
+    def for_concurrency(cls, concurrency: int, tasks_per_run: int = 1) -> SharedMemory:
+        """Create the memory of a worker that runs *concurrency* tasks at a time, or batches of
+        *tasks_per_run* tasks.
+        """
+        memory = cls(min(MAX_SLOTS, 2 * concurrency * tasks_per_run + SPARE_SLOTS))
         memory.worker_slots[0] = concurrency
         return memory
 

@@ -7,6 +7,8 @@ a strategy which collects requests, and a run of all of them that has no request
 from __future__ import annotations
 
 import gc
+import os
+import signal
 from typing import Any
 
 from celery import Task, signals
@@ -15,9 +17,6 @@ from celery.app.task import Context
 from celery.worker.request import Request, create_request_cls
 
 from tests.apps.basic import app
-
-#: Messages that make a batch.
-SIZE = 3
 
 
 class Item:
@@ -29,10 +28,11 @@ class Item:
 
 
 class Batched(Task):
-    """Called once for each :data:`SIZE` messages, with a list of items."""
+    """Called once for each :attr:`flush_every` messages, with a list of items."""
 
     abstract = True
     typing = False
+    flush_every = 3
 
     def Strategy(self, task: Any, app: Any, consumer: Any) -> Any:
         """Return what Celery calls for each message."""
@@ -52,7 +52,7 @@ class Batched(Task):
             )  # fmt: skip
             collected.append(request)
             signals.task_received.send(sender=consumer, request=request)
-            if len(collected) == SIZE:
+            if len(collected) == task.flush_every:
                 batch = collected[:]
                 collected.clear()
                 consumer.pool.apply_async(
@@ -93,6 +93,12 @@ def batched(items: list[Item]) -> None:
 def failing(items: list[Item]) -> None:
     """Raise."""
     raise ValueError("on purpose")
+
+
+@app.task(base=Batched, flush_every=50)
+def killed(items: list[Item]) -> None:
+    """Kill the process that runs it."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @app.task

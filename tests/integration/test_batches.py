@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 
+from rts.records import LOST
 from rts.testing import wait_until
 from tests.conftest import MakeApp, MakeStage
 
 pytestmark = pytest.mark.measured
+
+#: Messages in a batch of ``tests.apps.batched.killed``: more than the notes that a worker of
+#: two slots would have room for, if it had no batches.
+MANY = 50
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
@@ -33,6 +38,18 @@ def test_each_task_of_a_batch_has_its_verdict(
     worker.stop()
     assert redis_client.hget(f"{stage.prefix}counters", "hook_errors") is None
     assert "rts start hook failed" not in worker.log
+
+
+def test_all_tasks_of_a_batch_that_is_killed_are_lost(
+    make_stage: MakeStage, apps: MakeApp, mongo: Any
+) -> None:
+    stage = make_stage(worker_prefetch_multiplier=0)  # or a batch would never be full
+    stage.worker("tests.apps.batched")
+    app = apps(stage)
+    for n in range(MANY):
+        app.send_task("tests.apps.batched.killed", (n,))
+    lost = {"state": LOST, "cause": "killed", "started_at": {"$ne": None}}
+    wait_until(lambda: mongo.tasks.count_documents(lost) == MANY)
 
 
 def test_a_worker_with_threads_keeps_no_message_of_a_batch(
