@@ -196,6 +196,15 @@ def test_many_at_once(settings: Settings, redis_client: redis.Redis) -> None:
     assert sum(counts(redis_client, settings).values()) == n // 2
 
 
+def test_an_end_at_the_deadline_gets_time_to_arrive(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rts.unfinished.overdue.OVERDUE_AFTER_S", 600.0)
+    note(settings, *(task(str(ago_s), time.time() - ago_s) for ago_s in (-300, 300, 900)))
+    assert overdue_sweep(settings, MemoryLedger()).step() == 1
+    assert [event.task_id for event in events(settings)] == ["900"]
+
+
 def test_after_a_silence_ends_get_time_to_arrive(settings: Settings) -> None:
     note(settings, task("a", 1000.0))
     now = Clock(1000.0)
