@@ -21,7 +21,15 @@ from rts.records import OutboxEntry
 from rts.settings import Settings
 from rts.testing import wait_until
 from rts.unfinished.in_flight import running_field
-from rts.unfinished.overdue import BATCH, KEPT_S, LEASE_S, MAX_GAP_S, SETTLE_S, OverdueSweep
+from rts.unfinished.overdue import (
+    BATCH,
+    KEPT_S,
+    LEASE_S,
+    MAX_GAP_S,
+    SETTLE_S,
+    STEP_S,
+    OverdueSweep,
+)
 from tests.clock import Clock
 from tests.conftest import MakeStage, Stage
 from tests.memory_ledger import MemoryLedger
@@ -256,6 +264,21 @@ def test_after_a_stall_ends_get_time_to_arrive(settings: Settings, stall_s: floa
     now.at += SETTLE_S
     assert looking.step() == 1
     assert [event.task_id for event in events(settings)] == ["a", "c"]
+
+
+def test_a_backlog_is_judged_for_a_second_at_a_time_so_that_the_lease_holds(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ticking(Clock):
+        def __call__(self) -> float:
+            self.at += STEP_S / 4
+            return self.at
+
+    monkeypatch.setattr("rts.unfinished.overdue.BATCH", 1)
+    note(settings, *(task(str(number), 1000.0) for number in range(5)))
+    looking = overdue_sweep(settings, MemoryLedger(), now=Ticking())
+    found = [looking.step() for _ in range(20)]
+    assert max(found) < sum(found) == 5
 
 
 def test_a_task_that_never_ends_is_forgotten_some_day(
