@@ -59,6 +59,8 @@ def without_credentials(url: str) -> tuple[str, str | None]:
 
     >>> without_credentials("https://joe:x%40y@example.org/hook")
     ('https://example.org/hook', 'Basic am9lOnhAeQ==')
+    >>> without_credentials("https://token@example.org/hook")
+    ('https://example.org/hook', 'Basic dG9rZW46')
     """
     parts = urlsplit(url)
     if parts.username is None:
