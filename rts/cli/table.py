@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from textwrap import wrap
 from typing import TextIO
 
 #: Between two columns; the second where a table would else be wider than its terminal.
@@ -104,6 +105,16 @@ def cut(text: str, width: int) -> str:
     'tasks.resiz…'
     """
     return text if _width(text) <= width else _kept(text, width - 1) + "…"
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Return *text* as lines of at most *width* columns of the terminal.
+
+    >>> wrapped("waits in the queue 注文, too", 14)
+    ['waits in the', 'queue 注文,', 'too']
+    """
+    wide = max(0, _width(text) - len(text))
+    return wrap(text, max(width // 2, width - wide), break_on_hyphens=False)
 
 
 def cut_apart(texts: Sequence[str], width: int) -> list[str]:

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
-from textwrap import wrap
 
 from rts.cli.fleet import NO_WORKERS, UNLED, WORKER_COLUMNS, outbox_text, worker_rows
-from rts.cli.table import NONE, Column, cut, percent, printable, render, seconds
+from rts.cli.table import NONE, Column, cut, percent, printable, render, seconds, wrapped
 from rts.cli.watch_data import WINDOWS, Snapshot
 from rts.cli.watch_fitting import fitted, tables
 from rts.objectives import objective_of
@@ -51,9 +50,7 @@ def lines(
     def told(sentences: Iterable[str]) -> list[str]:
         if width is None or not whole:
             return [*sentences]
-        return [
-            part for text in sentences for part in wrap(text, width, break_on_hyphens=False)
-        ]
+        return [line for sentence in sentences for line in wrapped(sentence, width)]
 
     fleet = fleet or snapshot.redis
     queues = [_queue_row(state, snapshot.at, fleet) for state in snapshot.queues]

@@ -98,6 +98,12 @@ def test_a_problem_is_told_to_its_end_where_there_is_room() -> None:
     assert lines(small, Settings(), None)[4] == f"Problem: {problem}"
 
 
+def test_no_part_of_a_problem_is_cut_for_the_wide_characters_in_it() -> None:
+    problem = f"messages wait in {'the queue 注文, and in ' * 10}others"
+    found = lines_within(replace(picture(3), problems=[problem]), Settings(), 80, 50)
+    assert f"Problem: {problem}" in " ".join(found)
+
+
 def test_what_one_table_leaves_the_others_get() -> None:
     assert shares([2, 3, 100, 100], 45) == [2, 3, 20, 20]
     assert shares([0, 0, 5, 0], 10) == [0, 0, 5, 0]
