@@ -76,6 +76,7 @@ def command(
         found.conditions,
         by_type=by == "type",
         resamples=resamples,
+        recorded_slots=found.slots or 0,
     )
     try:
         with progress_bar("trying numbers of slots", TRIALS) as done:

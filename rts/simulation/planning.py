@@ -70,6 +70,8 @@ class Question:
     #: Whether each task type has to meet the target, not only all tasks together.
     by_type: bool = False
     resamples: int = RESAMPLES
+    #: Slots that the workload ran on; 0: unknown.
+    recorded_slots: int = 0
 
 
 def plan(question: Question, progress: Callable[[], None] = lambda: None) -> Plan:
@@ -81,7 +83,8 @@ def plan(question: Question, progress: Callable[[], None] = lambda: None) -> Pla
         Unattainable: no number meets it.
     """
     planner = _Planner(question, progress)
-    most = len(planner.jobs)
+    # A small kind of workers has one slot, at the least, of any fewer than were recorded.
+    most = max(len(planner.jobs), question.recorded_slots)
     while not planner.meets(most):
         best, twice = planner.trial(most), planner.trial(2 * most)
         # Each kind of workers has only its part of them: those of one may still be too few.

@@ -93,17 +93,25 @@ def test_an_unattainable_target() -> None:
         plan(Question(jobs, 0.9, fifo, SETTINGS, by_type=True))
 
 
-def test_a_burst_may_need_more_slots_than_tasks_as_its_workers_have_a_part_of_them() -> None:
+@pytest.mark.parametrize(
+    ("others", "slots"),
+    # Of 38, the others have 28.5, rounded to 28; of 390, 380.49.
+    [(3, 38), (40, 390)],
+)
+def test_a_burst_may_need_more_slots_than_tasks_as_its_workers_have_a_part_of_them(
+    others: int, slots: int
+) -> None:
     steady = [Job(float(n), "x", 1.0, tau=1.0, span_s=9.0) for n in range(10)]
     burst = [Job(9.0, "x", 10.0, tau=10.0, span_s=15.0, queue=1)] * 10
-    pools = [Pool((0,), 3, [3]), Pool((1,), 1, [1])]
+    pools = [Pool((0,), others, [others]), Pool((1,), 1, [1])]
 
     def workers(slots: int) -> Workers:
         return Workers(spread(slots, pools), FirstComeFirstServed)
 
-    question = Question(steady + burst, 1.0, workers, SETTINGS, resamples=0)
-    # Of 38, the others have 28.5, rounded to 28.
-    assert plan(question).slots == 38
+    question = Question(
+        steady + burst, 1.0, workers, SETTINGS, resamples=0, recorded_slots=others + 1
+    )
+    assert plan(question).slots == slots
 
 
 def test_a_burst_needs_a_slot_for_each_task_without_slack() -> None:
