@@ -136,7 +136,10 @@ def _some(part: Part, size: int, mean_bytes: float) -> list[tuple[str, int, int]
     """Return ranges of ranks in a part of this *size*, for :func:`read_messages`."""
     length = min(size, affordable(BACKLOG, mean_bytes))
     if not part.ordered:
-        return [(part.key, 0, length - 1)]
+        # Of a long one both ends: the tasks at its head may all wait for their eta.
+        last = length // 2 if length < size else 0
+        ends = [(part.key, 0, length - last - 1), (part.key, size - last, size - 1)]
+        return ends if last else ends[:1]
     # The first ones are mostly short, since they are due soon. (Redis before 6.2 has no command
     # for random members.)
     return [(part.key, rank, rank) for rank in _random.sample(range(size), length)]

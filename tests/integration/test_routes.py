@@ -99,6 +99,9 @@ def test_tasks_with_a_later_eta_count_for_no_route(
     app.send_task(OK, (0,), queue=name, countdown=3600)
     assert waiting(redis_client, name)
     assert pressures.read([name])[name].backlog_s == 0
+    for countdown in [3600] * 25 + [0] * 25:
+        app.send_task(OK, (0,), queue=name, countdown=countdown)
+    assert pressures.read([name])[name].backlog_s > 0, "of those behind them"
 
 
 def test_long_tasks_count_for_a_route_though_all_are_due_later(
