@@ -50,7 +50,7 @@ def install(app: Celery) -> None:
     Raises:
         ConfigurationError: a setting is invalid; the message names the setting,
             the value and what is allowed.
-        TypeError: *app* is none, but the module that holds it, say.
+        TypeError: *app* is not a Celery app, but the module that holds it, say.
     """
     from celery import Celery
 

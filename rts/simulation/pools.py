@@ -119,10 +119,10 @@ def _apart(
     meanwhile: Mapping[WorkerRuns, Sequence[int]],
     chance: float,
 ) -> set[int]:
-    """Return the queues that the workers whose runs are of the queues *own* do not take from:
-    no worker has run tasks of *own* and of that queue, with a probability of at most *chance*
-    if these took from both. Each alone may have run too few to tell, such as of a rare queue
-    that has a worker of its own.
+    """Return the queues from which workers that have run tasks of the queues *own* alone do not
+    take: no worker has run tasks of *own* and of such a queue, and if these took from both, the
+    probability of that would be at most *chance*. (All are judged together: each may have run
+    too few to tell, such as of a rare queue that has a worker of its own.)
 
     *peers*: the workers by their queues; *meanwhile*: the runs of all in a worker's time, by
     queue.
