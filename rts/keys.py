@@ -72,9 +72,6 @@ class Keys:
         self.overdue = prefix + "overdue"
         #: Sorted set: ids of tasks that ended a moment ago, by instant.
         self.closed = prefix + "closed"
-        #: Hash: id of a task that replaces another one to its note, until the note on the
-        #: other one has arrived.
-        self.ahead = prefix + "ahead"
         #: Sorted set, by instant: ids of tasks and runs whose verdict did not come from their
         #: own end, so that this end is not counted again.
         self.judged = prefix + "judged"

@@ -6,23 +6,17 @@
 --       4 closed   sorted set, ids of tasks that ended a moment ago
 --       5 judged   sorted set, ids of tasks with a verdict but no end
 --       6 counters hash, name -> number
---       7 ahead    hash, id of a replacement that was registered before the task that it
---                  replaces -> its deadline, queue, what is known of it, joined by newlines
 -- ARGV  1 most open tasks; then five for each task: id, deadline in epoch seconds, queue,
 --       what is known of it (JSON), '1' if it replaces another task with the same id
 --
 -- Closes the race with the end of a task, which may come first. A task that is published
--- again (a retry) keeps its first deadline. A replacement has a deadline of its own. It is
--- registered only while the task that it replaces is open, as that one may have ended. As the
--- two come from different processes, the replacement may come first: then it waits.
+-- again (a retry) keeps its first deadline. A replacement has a deadline of its own, whether
+-- it is registered after the task that it replaces or, by another process, before it.
 
 local MOST_QUEUES = 1000 -- counted separately; all others count as 'other'
-local AHEAD_S, MOST_AHEAD = 60, 10000 -- how long replacements wait, and how many at most
 local SKEW_S = 1 -- tolerated difference between the clocks of two hosts
 
 local open, info, counts, closed, judged = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local ahead = KEYS[7]
-local some_wait = redis.call('EXISTS', ahead) == 1
 local room = tonumber(ARGV[1]) - redis.call('ZCARD', open)
 local refused, labels, added = 0, {}, {}
 
@@ -39,67 +33,31 @@ local function label_of(queue)
   return label
 end
 
--- What is known of a task: the fields of OpenTask in records.py after the id.
-local function arrival_of(known)
-  local values = decoded(known)
-  return values and tonumber(values[6]) or -math.huge
-end
-
 -- Whether this task has not ended; an earlier one with its id may have. (One that still waits
 -- for its eta may end before its arrival.)
 local function is_fresh(id, known)
   if redis.call('ZSCORE', judged, id) then return false end
   local ended = redis.call('ZSCORE', closed, id) -- in whole seconds
   if not ended then return true end
-  local arrival = arrival_of(known)
+  local values = decoded(known) -- the fields of OpenTask in records.py after the id
+  local arrival = values and tonumber(values[6]) or -math.huge
   return arrival > ended + 1 + SKEW_S and arrival < redis.call('TIME')[1] + SKEW_S
-end
-
-local function wait(id, deadline, queue, known)
-  if redis.call('HLEN', ahead) >= MOST_AHEAD then
-    redis.call('DEL', ahead)
-  end
-  local note = {deadline, (string.gsub(queue, '\n', ' ')), known}
-  redis.call('HSET', ahead, id, table.concat(note, '\n'))
-  redis.call('EXPIRE', ahead, AHEAD_S)
-  some_wait = true
-end
-
--- The replacement that waits for this task, unless it is of an earlier task with this id.
-local function waiting_for(id, known)
-  local note = some_wait and redis.call('HGET', ahead, id)
-  if note then
-    redis.call('HDEL', ahead, id)
-    local deadline, queue, later = string.match(note, '^([^\n]*)\n([^\n]*)\n(.*)$')
-    if arrival_of(later) > arrival_of(known) - SKEW_S then
-      return deadline, queue, later
-    end
-  end
 end
 
 for i = 2, #ARGV, 5 do
   local id, deadline, queue, known, replaces = unpack(ARGV, i, i + 4)
-  local fresh = is_fresh(id, known)
-  if replaces == '1' then
-    local other = redis.call('ZSCORE', open, id) and redis.call('HGET', info, id)
-    if other then
-      local before, label = string.match(other, '^[^\n]*'), label_of(queue)
-      redis.call('ZADD', open, deadline, id)
-      redis.call('HSET', info, id, label .. '\n' .. known)
-      added[before] = (added[before] or 0) - 1
-      added[label] = added[label] + 1
-    elseif fresh then
-      wait(id, deadline, queue, known)
-    end
-  elseif fresh then
+  local other = replaces == '1' and redis.call('ZSCORE', open, id)
+    and redis.call('HGET', info, id)
+  if other then
+    local before, label = string.match(other, '^[^\n]*'), label_of(queue)
+    redis.call('ZADD', open, deadline, id)
+    redis.call('HSET', info, id, label .. '\n' .. known)
+    added[before] = (added[before] or 0) - 1
+    added[label] = added[label] + 1
+  elseif is_fresh(id, known) then
     if room <= 0 then
       refused = refused + 1
     elseif redis.call('ZADD', open, 'NX', deadline, id) == 1 then
-      local its_deadline, its_queue, later = waiting_for(id, known)
-      if later then
-        redis.call('ZADD', open, its_deadline, id)
-        queue, known = its_queue, later
-      end
       local label = label_of(queue)
       redis.call('HSET', info, id, label .. '\n' .. known)
       added[label] = added[label] + 1

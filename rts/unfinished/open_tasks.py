@@ -68,7 +68,7 @@ class OpenTasks:
         self._every_s = every_s
         keys = settings.keys
         names = [keys.open, keys.open_info, keys.open_counts, keys.closed, keys.judged]
-        names += [keys.counters, keys.ahead]
+        names.append(keys.counters)
         #: The keys of ``register_open.lua``: how many, and packed.
         self._keys = len(names), bulks(*map(str.encode, names))
         self._counters = keys.counters

@@ -100,7 +100,8 @@ def test_what_takes_a_tasks_place_has_its_own_deadline(
 ) -> None:
     open_tasks = note(settings, task("a", 1000.0), task("b", 1000.0, queue="r"))
     open_tasks.note(task("a", 4e9, queue="r"), again=True)
-    open_tasks.note(task("gone", 4e9), again=True)  # its end came before the note
+    end(settings, "gone")
+    open_tasks.note(task("gone", 4e9), again=True)
     open_tasks.flush()
     note(settings, task("a", 1000.0))
     end(settings, "a", state="REPLACED")
@@ -119,50 +120,19 @@ def test_the_note_of_what_takes_a_tasks_place_may_come_first(
     open_tasks = note(settings)
     for deadline, again in ((4e9, True), (2e9, False)):
         open_tasks.note(task("both at once", deadline), again=again)
-    open_tasks.flush()
-    assert redis_client.zscore(settings.keys.open, "both at once") == 4e9
-    end(settings, "both at once")
-    for name, queue in (("a", "r\ns"), ("ended", "q"), ("of before", "q")):
+    for name, queue in (("a", "r\ns"), ("ended", "q")):
         open_tasks.note(task(name, 4e9, queue=queue, name="proj.other"), again=True)
     open_tasks.flush()
-    assert counts(redis_client, settings) == {}
     end(settings, "ended")
     note(settings, *(task(name, 2e9) for name in ("a", "ended")))
-    note(settings, task("of before", 5e9))  # the id is used anew
+    assert redis_client.zscore(settings.keys.open, "both at once") == 4e9
     assert redis_client.zscore(settings.keys.open, "a") == 4e9
-    assert redis_client.zscore(settings.keys.open, "of before") == 5e9
     assert counts(redis_client, settings) == {"open r s": 1, "open q": 1}
     assert "proj.other" in redis_client.hget(settings.keys.open_info, "a")
-    assert redis_client.hkeys(settings.keys.ahead) == ["ended"]
-    end(settings, "a")
-    assert counts(redis_client, settings) == {"open q": 1}
-    open_tasks.note(task("a", 4e9), again=True)  # its end was first
+    end(settings, "a", "both at once")
+    open_tasks.note(task("a", 4e9), again=True)  # once more
     open_tasks.flush()
-    assert redis_client.hkeys(settings.keys.ahead) == ["ended"]
-
-
-def test_a_replacement_counts_though_its_hosts_clock_is_a_little_behind(
-    settings: Settings, redis_client: redis.Redis
-) -> None:
-    open_tasks = note(settings)
-    for name, behind_s in (("a", 0.9), ("of before", 1.1)):
-        open_tasks.note(task(name, 4e9, arrival=1000.0 - behind_s), again=True)
-    open_tasks.flush()
-    note(settings, *(task(name, 2e9, arrival=1000.0) for name in ("a", "of before")))
-    assert redis_client.zscore(settings.keys.open, "a") == 4e9
-    assert redis_client.zscore(settings.keys.open, "of before") == 2e9
-
-
-def test_notes_that_wait_for_those_of_other_tasks_are_bounded(
-    settings: Settings, redis_client: redis.Redis
-) -> None:
-    ahead = settings.keys.ahead
-    redis_client.hset(ahead, mapping={str(n): "" for n in range(10_000)})
-    open_tasks = note(settings)
-    open_tasks.note(task("a", 4e9), again=True)
-    open_tasks.flush()
-    assert redis_client.hkeys(ahead) == ["a"]
-    assert 0 < redis_client.ttl(ahead) <= 60
+    assert counts(redis_client, settings) == {}
 
 
 def test_an_end_closes_its_task_whoever_comes_first(
