@@ -84,7 +84,7 @@ class Installation:
             settings = Settings.from_conf(app.conf)
             if settings.enabled:
                 keep_on(app, settings)
-                self._parts = Parts.build(settings, app)
+                self._parts = Parts(settings, app)
             else:
                 self._try_from = math.inf
         except ConfigurationError as exc:

@@ -53,7 +53,7 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
         parts.taus.refresh()
         if parts.worker is not None:
             parts.worker.stop()  # of an earlier worker in this process, as in tests
-        parts.worker = WorkerParts.build(parts, worker)
+        parts.worker = WorkerParts(parts, worker)
         return parts.worker
 
     def start(self, parent: Any) -> None:

@@ -70,27 +70,25 @@ class LoadSampler:
         self._board = board
         self._make_probes = probes
         self._period_s = period_s
-        self._thread: threading.Thread | None = None
-        self._stopped = threading.Event()
+        self._forget_thread()
         #: Read in place of a sample that is too old; and the last such reading.
         self._memory = MemoryProbe(Cgroups())
         self._direct: LoadSample | None = None
         forks.in_child(self._forget_thread)
 
+    def _forget_thread(self) -> None:
+        """Begin without a thread, also in a forked child: that one is the parent's."""
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+
     def start(self) -> None:
-        """Start sampling in this process, if it does not already. Never raises."""
+        """Start sampling in this process, once. Never raises."""
         with guarded("load sampler"):  # a worker runs without load figures too
-            if self._thread is not None and self._thread.is_alive():
-                return
-            # A new event: a thread that has not stopped in time still watches the old one.
-            self._stopped = threading.Event()
-            self._thread = threading.Thread(
-                target=self._run,
-                args=(self._board, self._make_probes(), self._stopped),
-                name="rts-load",
-                daemon=True,
+            thread = threading.Thread(
+                target=self._run, args=(self._make_probes(),), name="rts-load", daemon=True
             )
-            self._thread.start()
+            thread.start()
+            self._thread = thread
 
     def stop(self) -> None:
         """Stop sampling, if this process does, and release NVML. Never raises."""
@@ -98,10 +96,6 @@ class LoadSampler:
         if thread is not None:
             self._stopped.set()
             thread.join(STOP_WAIT_S)
-
-    def _forget_thread(self) -> None:
-        """Forget, in a forked child, the thread, which is the parent's."""
-        self._thread = None
 
     def read(self, now: float) -> LoadSample:
         """Return the load *now*, by ``time.monotonic``, when a task starts. Never blocks.
@@ -119,12 +113,12 @@ class LoadSampler:
             self._direct = direct
         return direct
 
-    def _run(self, board: LoadBoard, probes: Probes, stopped: threading.Event) -> None:
+    def _run(self, probes: Probes) -> None:
         wait_s = min(FIRST_WINDOW_S, self._period_s)
         while True:
             with _gate.no_fork(), guarded("load sampler"):
-                board.write(_take_sample(probes))
-            if stopped.wait(wait_s):
+                self._board.write(_take_sample(probes))
+            if self._stopped.wait(wait_s):
                 break
             wait_s = self._period_s
         with _gate.no_fork(), guarded("GPU load"):
