@@ -68,26 +68,26 @@ class Outages:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        #: What was logged of the current outage, and by which call.
-        self._told: dict[str, object] = {}
+        #: What was logged of the current outage.
+        self._told: set[str] = set()
         #: For how many seconds after a logged outage no other is logged, and until when.
         self._gap_s, self._quiet_until = 0.0, -1e9
 
     def tell(self, what: str = "") -> bool:
         """Return whether to log that the server does not answer, or refuses *what*."""
-        now, mine = self._now(), object()
-        if what in self._told or now < self._quiet_until:
-            return False
-        if self._told.setdefault(what, mine) is not mine:  # another thread was faster
-            return False
-        calm = now - self._quiet_until > self._gap_s
-        self._gap_s = MIN_LOG_GAP_S if calm else min(MAX_LOG_GAP_S, 2 * self._gap_s)
-        self._quiet_until = now + self._gap_s
-        return True
+        with _lock:
+            now = self._now()
+            if what in self._told or now < self._quiet_until:
+                return False
+            self._told.add(what)
+            calm = now - self._quiet_until > self._gap_s
+            self._gap_s = MIN_LOG_GAP_S if calm else min(MAX_LOG_GAP_S, 2 * self._gap_s)
+            self._quiet_until = now + self._gap_s
+            return True
 
     def tell_end(self) -> bool:
         """Return whether to log that it answers again."""
-        told, self._told = self._told, {}
+        told, self._told = self._told, set()
         return bool(told)
 
 
