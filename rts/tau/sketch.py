@@ -70,12 +70,6 @@ class Sketch:
         bucket = math.ceil(math.log(x) / LOG_BASE)
         self.buckets[bucket] = self.buckets.get(bucket, 0) + 1
 
-    def merge(self, other: Sketch) -> None:
-        """Add the counts of *other*."""
-        self.zeros += other.zeros
-        for bucket, count in other.buckets.items():
-            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
-
     def quantile(self, q: float) -> float | None:
         """Return the value of rank ⌊q·(n − 1)⌋, q in [0, 1]; ``None`` without values."""
         count = self.count

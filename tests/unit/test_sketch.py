@@ -45,15 +45,6 @@ def test_within_a_bucket_bounds_are_interpolated_by_rank() -> None:
     assert Sketch().bound(0.5) is None
 
 
-@given(VALUES, VALUES)
-def test_merging_is_the_sketch_of_all(a: list[float], b: list[float]) -> None:
-    merged = sketch_of(a)
-    merged.merge(sketch_of(b))
-    whole = sketch_of(a + b)
-    assert (merged.zeros, merged.buckets) == (whole.zeros, whole.buckets)
-    assert merged.count == len(a) + len(b)
-
-
 def test_no_values_have_no_quantile_and_zeros_have() -> None:
     assert Sketch().quantile(0.5) is None
     assert sketch_of([0.0, 0.0, 1.0]).quantile(0.5) == 0.0
