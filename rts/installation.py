@@ -137,26 +137,26 @@ def publisher(name: str) -> Parts | None:
     another one knows the task.
     """
     known = publishers.get(name)
-    apps = [] if known is not None else apps_with_rts()
-    if not apps:
+    if known is not None:
         return known
+    apps = apps_with_rts()
+    if not apps:
+        return None
     from rts.lifecycle.owners import task_of
 
-    if len(apps) == 1:
-        (only,) = apps
-        if task_of(only, name) is not None:
-            parts = parts_of(only)
-            if parts is not None:
-                publishers[name] = parts
-            return parts
+    if len(apps) == 1 and task_of(apps[0], name) is not None:
+        parts = parts_of(apps[0])
+        if parts is not None:
+            publishers[name] = parts
+        return parts
     from celery import current_app
 
-    app = current_app._get_current_object()
-    for each in sorted(apps, key=lambda other: other is not app):  # the current one first
-        if task_of(each, name) is not None:
-            return parts_of(each)
-    if app in apps:
-        return parts_of(app)
-    if len(apps) != 1 or task_of(app, name) is not None:
+    current = current_app._get_current_object()
+    for app in sorted(apps, key=lambda app: app is not current):  # the current one first
+        if task_of(app, name) is not None:
+            return parts_of(app)
+    if current in apps:
+        return parts_of(current)
+    if len(apps) != 1 or task_of(current, name) is not None:
         return None  # another app's own task
     return parts_of(apps[0])

@@ -161,7 +161,7 @@ class Execution(NamedTuple):
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
-        return _encode(self)
+        return encode(self)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Execution:
@@ -199,8 +199,8 @@ def _decoded(text: str) -> Execution:
         raise ValueError(f"not an execution record: {exc}") from exc
 
 
-# default: an id may be a UUID, which Celery takes and kombu carries.
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=str).encode
+#: Returns a record, or a part of one, as JSON. An id may be a UUID, which Celery accepts.
+encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=str).encode
 _scan = json.JSONDecoder().raw_decode
 
 

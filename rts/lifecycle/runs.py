@@ -6,7 +6,6 @@ the threads, solo and gevent pools.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +31,7 @@ from rts.records import (
     START_FIELDS,
     Execution,
     Plan,
+    encode,
     kind_as_json,
     new_execution,
 )
@@ -256,4 +256,4 @@ class Runs:
             started_at=started_at,
             load_at_start=load,
         )
-        return json.dumps(execution[:START_FIELDS], default=str).encode()
+        return encode(execution[:START_FIELDS]).encode()

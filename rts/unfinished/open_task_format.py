@@ -10,7 +10,7 @@ from json.encoder import encode_basestring_ascii as quoted
 
 from rts.fields import MAX_TEXT, brief
 from rts.link.scripts import bulks
-from rts.records import OpenTask, kind_as_json
+from rts.records import OpenTask, encode, kind_as_json
 
 #: Arguments per task: its id, its deadline, its queue, its fields after the id as JSON, and
 #: whether it takes the place of another task with its id.
@@ -62,9 +62,9 @@ def pack_usual(task: OpenTask, again: bool) -> str | None:
 def pack_any(task: OpenTask, again: bool) -> str:
     """Return the packed arguments of a task, whatever its values."""
     queue = "" if task.queue is None else str(task.queue)[:MAX_NAME]
-    known = _encode(task[1:])
+    known = encode(task[1:])
     if len(known) > MAX_KNOWN:
-        known = _encode([v if isinstance(v, int | float) else brief(v) for v in task[1:]])
+        known = encode([v if isinstance(v, int | float) else brief(v) for v in task[1:]])
     arguments = (str(brief(task.task_id)), repr(float(task.deadline)), queue, known)
     wire = bulks(*(argument.encode("utf-8", "replace") for argument in arguments))
     return wire.decode("latin-1") + (_AGAIN if again else _NEW)
@@ -84,6 +84,3 @@ def task_of(task_id: bytes, info: bytes | None) -> OpenTask | None:
         )
     except (ValueError, TypeError, RecursionError):
         return None
-
-
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, default=str).encode
