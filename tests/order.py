@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import redis
 from kombu import Connection
 
 from rts.rule import Rule
@@ -51,3 +55,19 @@ def envelope(message: Message, queue: str = NAME, priority: int = 0) -> dict[str
             "priority": priority,
         },
     }
+
+
+def put(channel: Any, tag: str, offset: float = FAR, queue: str = NAME) -> None:
+    """Publish a message that is due *offset* seconds from now."""
+    now = time.time()
+    channel._put(queue, envelope(Message(now + offset, now, 1.0, tag), queue))
+
+
+@contextmanager
+def full(client: redis.Redis) -> Iterator[None]:
+    """Have Redis be out of memory for a while."""
+    client.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        client.config_set("maxmemory", 0)

@@ -9,6 +9,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 import rts
+from rts.installation import parts_of
 from rts.testing import wait_until
 from tests.conftest import Stage
 from tests.order import EDF
@@ -47,6 +48,12 @@ def served(app: Celery, **options: Any) -> rts.Prediction:
             return None  # its first heartbeat is to come
 
     return wait_until(told, message="a worker beats")
+
+
+def backlog_s(app: Celery, queue: str) -> float:
+    """Return how much work a route takes to wait in *queue*."""
+    found: float = parts_of(app).predictor.risks._pressures.read([queue])[queue].backlog_s
+    return found
 
 
 def waiting(client: redis.Redis, queue: str) -> int:

@@ -73,7 +73,6 @@ class RabbitServer:
             return False
 
     def __exit__(self, *_: object) -> None:
-        assert self._process is not None
         self._process.stop(20)
         subprocess.run(
             ["epmd", "-port", self._mapper_port, "-kill"], capture_output=True, check=False

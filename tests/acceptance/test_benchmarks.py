@@ -123,7 +123,6 @@ def test_the_heading_is_as_the_docs_show_it() -> None:
         (ROOT / "docs" / "operations.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    assert shown is not None
     lines = printed("sizes.py", "--tasks", "2000").splitlines()
     assert re.fullmatch(r"machine    \S+, \d+ cores, \S+", lines[0])
     assert re.fullmatch(

@@ -182,7 +182,6 @@ def test_a_merge_that_another_drain_has_overtaken_is_repeated(on_mongo: OnMongo)
         return merge_tasks(stored, new)
 
     task, assignment = documents(last)
-    assert assignment is not None
     on_mongo.ledger.database.assignments.insert_one(assignment)
     store(on_mongo.ledger.database.tasks, {task["_id"]: task}, merge, insert)
     assert on_mongo.documents()[0] == outcome(InMemory(), runs, random.Random(0))[0]

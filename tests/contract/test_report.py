@@ -132,7 +132,6 @@ def check(
             if not values:
                 assert found is None
                 continue
-            assert found is not None
             assert near(found.p50_s, values, 0.50)
             assert near(found.p95_s, values, 0.95)
             assert near(found.p99_s, values, 0.99)
@@ -342,8 +341,6 @@ def test_a_document_that_others_wrote_breaks_no_view(ledger: MongoLedger) -> Non
         foreign = len(odd)
     for by, total in before.items():
         row = report(database, *window, by).total
-        assert total is not None
-        assert row is not None
         assert row.runs == 1 + foreign
         assert (row.runtime, row.lateness) == (total.runtime, total.lateness)
         assert report_tables([row], by, 80)
@@ -437,7 +434,6 @@ def test_a_window_is_cut_without_gap_or_overlap() -> None:
 @example([0.0004, 0.005, 0.06], 0.5)
 def test_percentiles_keep_their_bound(values: list[float], q: float) -> None:
     found = percentile(Counter(map(bucket, values)), q)
-    assert found is not None
     assert near(found, values, q)
 
 
@@ -522,7 +518,6 @@ def test_of_a_task_that_retries_for_ever_the_latest_runs_are_read(
         [run._replace(**ran, retries=n, started_at=T + n) for n, run in enumerate(polls)],
     )
     found = one_task(ledger.database, "poll")
-    assert found is not None
     assert [run["retries"] for run in found.runs] == [2, 3, 4]
 
 
@@ -546,7 +541,6 @@ def test_runs_are_in_the_order_in_which_they_ran_though_their_task_was_replaced(
     killed = {"started_at": None, "completed_at": T + 5, "cause": "killed", "state": "FAILURE"}
     write(ledger, [run._replace(**killed, retries=2, run_id="killed", instance="another")])
     found = one_task(ledger.database, "t")
-    assert found is not None
     states = [run["state"] for run in found.runs]
     assert states == ["RETRY", "REPLACED", "FAILURE", "RETRY", "SUCCESS"]
 

@@ -11,6 +11,7 @@ import redis
 from celery import Celery
 from celery.bin.base import CLIContext
 from click.testing import CliRunner, Result
+from kombu import Connection
 
 import rts as rts_of
 from rts.cli import rts
@@ -19,6 +20,7 @@ from rts.settings import Settings
 from rts.testing import RedisServer
 from tests.commands import Run
 from tests.conftest import MakeApp, MakeStage, Stage
+from tests.order import connect
 
 
 @pytest.fixture
@@ -35,6 +37,20 @@ def raw(url: str) -> Iterator[redis.Redis]:
     client = redis.Redis.from_url(url, decode_responses=True)
     yield client
     client.close()
+
+
+@pytest.fixture
+def channel(url: str) -> Iterator[Any]:
+    """A channel of that Redis in deadline order."""
+    with connect(url) as connection:
+        yield connection.default_channel
+
+
+@pytest.fixture
+def plain(url: str) -> Iterator[Any]:
+    """A channel of that Redis without the order."""
+    with Connection(url) as connection:
+        yield connection.default_channel
 
 
 @pytest.fixture

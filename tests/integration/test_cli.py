@@ -484,7 +484,6 @@ def test_queues_that_only_workers_know(
     assert result.exit_code == 0
     assert queue not in result.stdout
     assert "only the workers know are missing" in result.stderr
-    redis_client.delete(queue)
 
 
 def test_queues_of_other_brokers(cli: Run, conf: dict[str, Any]) -> None:

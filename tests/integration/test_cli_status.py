@@ -308,7 +308,6 @@ def test_status_reports_messages_that_no_worker_takes(
     beat(queue, slots=0)
     check = cli("check", "--lag")
     assert check.output.startswith("RTS CRITICAL - no worker has slots, with 1 task past the")
-    redis_client.delete(queue)
 
 
 def test_a_broker_that_refuses_a_command_hides_nothing_else(
@@ -325,7 +324,6 @@ def test_a_broker_that_refuses_a_command_hides_nothing_else(
     assert check.exit_code == 2
     assert "MongoDB at mongodb://127.0.0.1:1/rts is not reachable" in check.output
     assert "WRONGTYPE Operation" in check.output
-    redis_client.delete(queue)
 
 
 def test_status_with_everything_down(cli: Run, conf: dict[str, Any]) -> None:

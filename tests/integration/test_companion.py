@@ -137,7 +137,6 @@ def test_it_beats_drains_ships_and_deregisters(
     fill(redis_client, settings, 50, first=1000)
     pid = companion.pid
     companion.stop()
-    assert pid is not None
     assert not alive(pid)
     assert all_there(mongo, 151)(), "the last drain brought the rest"
     assert not redis_client.hexists(settings.keys.workers, "w@h/1-a")
@@ -235,7 +234,6 @@ def test_a_killed_companion_is_restarted(
     companion = start(settings)
     wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
     first = companion.pid
-    assert first is not None
     companion.set_queues(["emails"])
     worker = psutil.Process()
     descriptors = worker.num_fds()
@@ -389,7 +387,6 @@ def test_it_settles_the_last_runs_though_it_is_suspended_meanwhile(
             wait_until(lambda: client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
         server.kill()
         process = companion._process
-        assert process is not None
         begun("goes on", os.getpid())
         companion._close_pipe()  # as the worker's end does
         time.sleep(0.3)  # it waits for the run to die, and for Redis
@@ -468,8 +465,6 @@ def worker_with_a_child(
         cwd=ROOT,
         pass_fds=(MEMORY.fd,),
     ) as worker:
-        assert worker.stdin is not None
-        assert worker.stdout is not None
         worker.stdin.write(instructions_of(settings).to_json() + "\n")
         pid, child = map(int, worker.stdout.readline().split())
         try:
@@ -499,7 +494,6 @@ def test_it_ends_though_a_child_of_the_worker_goes_on(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     with worker_with_a_child(settings, redis_client) as (worker, _):
-        assert worker.stdin is not None
         worker.stdin.write("stop\n")
         worker.wait(PATIENCE_S)
 
@@ -511,7 +505,6 @@ def test_signals_to_all_processes_are_left_to_the_worker(
     companion, workers = start(settings), settings.keys.workers
     wait_until(lambda: redis_client.hexists(workers, "w@h/1-a"), PATIENCE_S)
     process = companion._process
-    assert process is not None
     companion._stopping.set()  # a worker would start another one
     process.send_signal(number)
     redis_client.delete(workers)
@@ -527,9 +520,7 @@ def test_a_drain_is_killed_in_the_middle_and_another_takes_over(
     first = start(settings)
     wait_until(lambda: mongo.tasks.count_documents({}) > 0, PATIENCE_S, interval=0.001)
     first._stopping.set()
-    pid = first.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
+    os.kill(first.pid, signal.SIGKILL)
     fill(redis_client, settings, 500, first=2000)
     start(settings, "w@h/2-b")
     wait_until(all_there(mongo, 2500), PATIENCE_S)
@@ -609,7 +600,6 @@ def test_an_outage_of_redis_is_logged_once_though_many_links_meet_it(
     with RedisServer() as own:
         chores = HostChores(replace(settings, redis_url=own.url), drain=True)
         ledger = chores.ledger
-        assert ledger is not None
         chores.spool.append_line(as_line(success("a")))
         each = [chores.beat, chores.ship_rest, ledger.drain.step]
         each += [ledger.overdue.step, ledger.leader.evaluate_objectives]

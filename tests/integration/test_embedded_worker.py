@@ -114,7 +114,6 @@ def test_a_task_that_is_published_again_and_has_ended_is_not_open(
     app: Celery, mongo: Any, redis_client: redis.Redis, rts_key_prefix: str, how: str
 ) -> None:
     parts = parts_of(app)
-    assert parts is not None
     # It notes when it is told to: the second note comes after the end.
     parts.open_tasks = OpenTasks(parts.link, parts.settings, every_s=60.0)
     far = {"sla_deadline": time.time() + 3600}  # which is not to come before its end

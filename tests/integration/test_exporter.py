@@ -90,7 +90,6 @@ def test_a_queue_of_workers_stays_when_they_are_gone(
         messages = values(get(exporter[1])[1], "rts_queue_messages", "queue", "form")
         assert messages[queue, "plain"] == waiting
         redis_client.delete(f"{stage.prefix}workers")
-    redis_client.delete(queue)
 
 
 def test_once_prints_and_exits(producer: tuple[Stage, Celery]) -> None:

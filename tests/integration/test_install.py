@@ -84,8 +84,6 @@ def test_no_connection_is_left(scheduler: str | None) -> None:
         rts.install(app)
         assert rts.predict("nobody's", app=app) is None
         parts = parts_of(app)
-        assert parts is not None
-        assert parts.predictor is not None
         assert len(client.client_list()) >= before + 2, "rts's Redis, and the broker"
         rts.uninstall(app)
         wait_until(lambda: len(client.client_list()) == before)

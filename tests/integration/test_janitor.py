@@ -97,7 +97,6 @@ def test_runs_of_a_silent_worker_are_lost_and_others_are_not(
     assert watch(janitor, client, settings, time, 6) == 2
     found = sorted(records(client, settings), key=lambda e: e.task_id)
     for end, begin in zip(found, (lost, never_seen), strict=True):
-        assert end.completed_at is not None
         assert abs(end.completed_at - client.time()[0]) < 30
         assert end == begin._replace(state=LOST, cause="lost", completed_at=end.completed_at)
     assert client.hlen(settings.keys.running) == 1
@@ -287,7 +286,6 @@ def test_in_flight_runs_are_published(
         in_flight.step()
     found = {Execution.from_json(text) for text in client.hvals(running)}
     assert {note.task_id for note in found} == {"a", "b"}
-    assert slot is not None
     board.clear(slot)
     in_flight.step()
     assert client.hkeys(running) == [running_field("b", 0, LIVING, 2)]
@@ -330,7 +328,6 @@ def test_another_run_of_a_task_in_the_same_process_replaces_its_note(
         in_flight.step()
         (text,) = redis_client.hvals(settings.keys.running)
         assert Execution.from_json(text).started_at == started_at
-        assert slot is not None
         board.clear(slot)
 
 
@@ -343,7 +340,6 @@ def test_what_an_earlier_companion_left_is_removed(
     note(client, settings, "c", DEAD)
     # That companion is killed; meanwhile one of the runs ends.
     assert client.hlen(running) == 3
-    assert slots[0] is not None
     board.clear(slots[0])
     InFlightRuns(Link(settings), settings, board, LIVING).step()
     left = [running_field("b", 0, LIVING, 1), running_field("c", 0, DEAD, 1)]
@@ -360,7 +356,6 @@ def test_a_note_that_a_restored_server_has_again_is_removed(
     in_flight = InFlightRuns(Link(settings), settings, board, LIVING)
     in_flight.step()
     then = raw.hgetall(running)
-    assert slots[0] is not None
     board.clear(slots[0])
     in_flight.step()
     left = [running_field("b", 0, LIVING, 1)]

@@ -182,7 +182,6 @@ def test_keys_changed_by_hand_hold_up_no_record_and_no_verdict(
     assert sum(fleet.drains[0].step() for _ in range(2)) == 5, "no step was refused"
     assert redis_client.xlen(keys.outbox) == 0
     assert int(redis_client.hget(keys.counters, "metrics_refused") or 0) > 0
-    redis_client.delete(keys.metrics, f"{keys.metrics}:types")
 
 
 def test_what_is_final_and_what_is_provisional_is_the_same_in_redis(
@@ -421,7 +420,6 @@ def test_any_mix_of_labels_makes_no_more_series_than_there_may_be(
     assert counted["verdicts\ncpu-light\nother\nother\nmet"] == "3"
     assert counted["runs\ncpu-light\nother\nSUCCESS"] == "4"
     assert counted["runtime\ncpu-light\n1.0"] == "4"
-    redis_client.delete(*settings.keys.counting)
 
 
 def test_a_first_miss_is_an_increase(fleet: Fleet, settings: Settings) -> None:

@@ -499,7 +499,6 @@ def test_a_producer_that_ends_at_once_delivers_its_notes_and_counts(
     printed(PRODUCER, settings.redis_url, settings.key_prefix, queue)
     assert counts(redis_client, settings) == {f"open {queue}": 3}
     assert redis_client.hgetall(settings.keys.counters) == {"refused_sla_multiplier": "3"}
-    redis_client.delete(queue)
 
 
 def test_a_pool_child_that_ends_at_once_delivers_its_notes(

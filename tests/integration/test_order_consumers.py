@@ -39,7 +39,7 @@ from rts.scheduling.slots import Slots, limit_to_slots
 from rts.scheduling.transport import SentinelTransport, Transport
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
-from tests.order import EDF, FAR, NAME, PAST, Message, connect, envelope
+from tests.order import EDF, FAR, NAME, PAST, Message, connect, envelope, put
 from tests.relay import relay
 
 
@@ -91,39 +91,32 @@ def test_a_consumer_polls_once_a_producer_has_pushed_to_the_plain_list(
         consumer = Consumer(connection, Queue(NAME, Exchange(""), NAME))
         consumer.register_callback(lambda body, message: message.ack())
         with consumer:
-            stock.default_channel._put(
-                NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1"))
-            )
+            put(stock.default_channel, "1")
             connection.drain_events(timeout=5)
             assert next_wait(connection, raw).endswith(" 0.2")
 
 
 def test_what_is_no_task_rings_the_bell_once_and_for_a_while(
-    url: str, raw: redis.Redis
+    channel: Any, raw: redis.Redis
 ) -> None:
     bell = f"{NAME}{EDF}:bell"
-    with connect(url) as connection:
-        for number in range(2):
-            reply = {**envelope(Message(FAR, 1.0, 1.0, str(number))), "headers": {}}
-            connection.default_channel._put(NAME, reply)
-        assert (raw.llen(NAME), raw.lrange(bell, 0, -1)) == (2, ["1"])
-        assert 0 < raw.pttl(bell) <= BELL_TTL_MS
+    for number in range(2):
+        reply = {**envelope(Message(FAR, 1.0, 1.0, str(number))), "headers": {}}
+        channel._put(NAME, reply)
+    assert (raw.llen(NAME), raw.lrange(bell, 0, -1)) == (2, ["1"])
+    assert 0 < raw.pttl(bell) <= BELL_TTL_MS
 
 
-def test_a_bell_is_rung_once_however_many_messages_wait(url: str, raw: redis.Redis) -> None:
-    bell, start = f"{NAME}{EDF}:bell", time.time()
-    with connect(url) as connection:
-        channel = connection.default_channel
-        for number in range(4):
-            message = Message(start + FAR + number, start, 1.0, str(number))
-            channel._put(NAME, envelope(message))
-        for _ in range(2):
-            channel.basic_get(NAME).requeue()
-            assert raw.lrange(bell, 0, -1) == ["1"]
+def test_a_bell_is_rung_once_however_many_messages_wait(channel: Any, raw: redis.Redis) -> None:
+    bell = f"{NAME}{EDF}:bell"
+    for number in range(4):
+        put(channel, str(number), FAR + number)
+    for _ in range(2):
+        channel.basic_get(NAME).requeue()
+        assert raw.lrange(bell, 0, -1) == ["1"]
 
 
 def test_round_robin_and_sorted_over_queues(url: str) -> None:
-    start = time.time()
     for strategy, expected in (
         ("round_robin", [["a0", "b0"], ["a1", "b1"]]),
         ("sorted", [["a0", "a1"], ["b0", "b1"]]),
@@ -133,8 +126,7 @@ def test_round_robin_and_sorted_over_queues(url: str) -> None:
         with connect(url, queue_order_strategy=strategy) as connection:
             channel = connection.default_channel
             for name, number in itertools.product("ba", range(2)):
-                message = Message(start + FAR + number, start, 1.0, f"{name}{number}")
-                channel._put(name, envelope(message, name))
+                put(channel, f"{name}{number}", FAR + number, queue=name)
             consumer = Consumer(
                 channel,
                 queues,
@@ -178,13 +170,12 @@ def test_topic_and_fanout(url: str, raw: redis.Redis) -> None:
 
 
 def test_size_purge_expiry_and_prefix(url: str, raw: redis.Redis) -> None:
-    start = time.time()
     with connect(url, global_keyprefix="app1:") as connection:
         channel = connection.default_channel
         queue = Queue(NAME, Exchange(NAME), NAME, expires=60)(channel)
         queue.declare()
         for number, offset in enumerate((FAR, PAST, FAR)):
-            channel._put(NAME, envelope(Message(start + offset, start, 1.0, str(number))))
+            put(channel, str(number), offset)
         if channel._expires:  # kombu 5.7
             assert all(0 < raw.pttl(name) <= 60_000 for name in raw.keys(f"*{EDF}*"))
         raw.pexpire(f"app1:{NAME}{EDF}", 10_000)
@@ -198,27 +189,23 @@ def test_size_purge_expiry_and_prefix(url: str, raw: redis.Redis) -> None:
         assert queue.purge() == 2
         with pytest.raises(Exception, match="NOT_FOUND"):
             queue.queue_declare(passive=True)
-        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "3")))
+        put(channel, "3")
         queue.delete()
         assert not raw.exists(f"app1:{NAME}{EDF}", f"app1:{NAME}{EDF}:bell")
 
 
 def test_whatever_a_claim_leaves_of_a_queue_that_expires_does_so_too(
-    url: str, raw: redis.Redis
+    channel: Any, plain: Any, raw: redis.Redis
 ) -> None:
-    start = time.time()
-    with connect(url) as connection, Connection(url) as other:
-        channel = connection.default_channel
-        for number, offset in enumerate((FAR, PAST, FAR)):
-            message = Message(start + offset, start, 1.0, str(number))
-            other.default_channel._put(NAME, envelope(message))
-        raw.pexpire(NAME, 60_000)
-        state, *_ = CLAIM.run(channel.plain, *channel._claim_arguments([NAME]))
-        assert state == b"message"
-        left = {key: raw.pttl(key) for key in raw.scan_iter(f"{NAME}*")}
-        parts = ("edf", "edf:demoted", "edf:bell", "edf:turns")
-        assert left.keys() == {f"{NAME}\x06\x16{part}" for part in parts}
-        assert all(0 < ttl <= 60_000 for ttl in left.values()), left
+    for number, offset in enumerate((FAR, PAST, FAR)):
+        put(plain, str(number), offset)
+    raw.pexpire(NAME, 60_000)
+    state, *_ = CLAIM.run(channel.plain, *channel._claim_arguments([NAME]))
+    assert state == b"message"
+    left = {key: raw.pttl(key) for key in raw.scan_iter(f"{NAME}*")}
+    parts = ("edf", "edf:demoted", "edf:bell", "edf:turns")
+    assert left.keys() == {f"{NAME}\x06\x16{part}" for part in parts}
+    assert all(0 < ttl <= 60_000 for ttl in left.values()), left
 
 
 def test_no_prefix_may_be_given_as_none(url: str, raw: redis.Redis) -> None:
@@ -246,13 +233,13 @@ def test_no_prefix_may_be_given_as_none(url: str, raw: redis.Redis) -> None:
     app.close()
 
 
-def test_a_message_is_marked_though_a_consumer_of_its_queue_acknowledges_none(url: str) -> None:
-    with connect(url) as connection:
-        channel = connection.default_channel
-        channel.basic_consume(NAME, True, lambda message: None, "tag")
-        channel._put(NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1")))
-        channel.basic_get(NAME).requeue()
-        assert channel._size(NAME) == 1
+def test_a_message_is_marked_though_a_consumer_of_its_queue_acknowledges_none(
+    channel: Any,
+) -> None:
+    channel.basic_consume(NAME, True, lambda message: None, "tag")
+    put(channel, "1")
+    channel.basic_get(NAME).requeue()
+    assert channel._size(NAME) == 1
 
 
 @pytest.mark.skipif(not hasattr(stock.Channel, "maybe_reauth"), reason="kombu < 5.7")
@@ -264,7 +251,7 @@ def test_connections_that_publish_get_new_credentials(url: str, raw: redis.Redis
         url, transport=Transport, transport_options=options, credential_provider=tokens
     ) as connection:
         channel = connection.default_channel
-        channel._put(NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1")))
+        put(channel, "1")
         raw.config_resetstat()
         tokens.renew()
         # One that publishes, and the one that claims.
@@ -272,10 +259,9 @@ def test_connections_that_publish_get_new_credentials(url: str, raw: redis.Redis
 
 
 def test_without_emulated_acknowledgements(url: str, raw: redis.Redis) -> None:
-    start = time.time()
     with connect(url, ack_emulation=False) as connection:
         channel = connection.default_channel
-        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+        put(channel, "1")
         message = channel.basic_get(NAME)
         assert not raw.exists("unacked")
         message.requeue()
@@ -284,7 +270,6 @@ def test_without_emulated_acknowledgements(url: str, raw: redis.Redis) -> None:
 
 def test_a_flushed_script_and_a_cut_connection(url: str, raw: redis.Redis) -> None:
     got: list[str] = []
-    start = time.time()
     with connect(url) as connection:
         channel = connection.default_channel
         queue = Queue(NAME, Exchange(""), NAME, no_declare=True)
@@ -292,7 +277,7 @@ def test_a_flushed_script_and_a_cut_connection(url: str, raw: redis.Redis) -> No
             channel, queue, on_message=lambda m: (got.append(m.delivery_tag), m.ack())
         ):
             for number in range(3):
-                channel._put(NAME, envelope(Message(start + FAR, start, 1.0, str(number))))
+                put(channel, str(number))
                 connection.drain_events(timeout=5)
                 raw.script_flush()
             with pytest.raises(TimeoutError):
@@ -335,11 +320,11 @@ def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> Non
         def claimed_demoted(self, task_id: object) -> None:
             self.held = True
 
-    gauge, start = Gauge(), time.time()
+    gauge = Gauge()
     with connect(url) as connection, consuming(connection, gauge) as (channel, got):
         gauge.slots = False
         for tag, offset in (("1", PAST), ("2", PAST), ("3", FAR)):
-            channel._put(NAME, envelope(Message(start + offset, start, 1.0, tag)))
+            put(channel, tag, offset)
         with pytest.raises(TimeoutError):
             connection.drain_events(timeout=0.1)
         gauge.slots = True
@@ -360,7 +345,7 @@ def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> Non
                 assert not command.startswith("BRPOP")
         assert got == ["3", "1", "2"]
         channel.basic_qos(0, 3, False)  # the prefetch count limits them, too
-        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "4")))
+        put(channel, "4")
         with pytest.raises(TimeoutError):
             connection.drain_events(timeout=0.1)
         channel.basic_qos(0, 0, False)
@@ -371,7 +356,7 @@ def test_claims_are_limited_to_the_free_slots(url: str, raw: redis.Redis) -> Non
         with pytest.raises(TimeoutError):
             connection.drain_events(timeout=0.1)
         gauge.slots = False
-        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "5")))
+        put(channel, "5")
         with pytest.raises(TimeoutError):
             connection.drain_events(timeout=0.3)
         gauge.slots = True
@@ -417,10 +402,9 @@ def test_a_running_task_that_celery_no_longer_counts_holds_its_slot() -> None:
 def test_no_claim_goes_over_a_connection_that_was_idle_for_long() -> None:
     gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: True)
     with RedisServer() as server, relay(server) as firewall, connect(server.url) as producer:
-        put, start = producer.default_channel._put, time.time()
         limited = connect(f"redis://127.0.0.1:{firewall.port}/0")
         with limited as connection, consuming(connection, gauge) as (channel, got):
-            put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+            put(producer.default_channel, "1")
             connection.drain_events(timeout=5)
             gauge.free = lambda: False
             with pytest.raises(TimeoutError):
@@ -429,7 +413,7 @@ def test_no_claim_goes_over_a_connection_that_was_idle_for_long() -> None:
             channel._idle_since -= MAX_IDLE_S
             channel.pool.disconnect()  # what else goes to Redis needs a connection, too
             gauge.free = lambda: True
-            put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
+            put(producer.default_channel, "2")
             connection.drain_events(timeout=5)
     assert got == ["1", "2"]
 
@@ -439,20 +423,21 @@ def test_no_claim_goes_over_a_connection_that_was_idle_for_long() -> None:
 )
 def test_a_claim_whose_reply_never_comes_is_sent_over_another_connection() -> None:
     gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: True)
-    with RedisServer() as server, relay(server) as firewall, connect(server.url) as producer:
-        put, start = producer.default_channel._put, time.time()
-        with (
-            connect(f"redis://127.0.0.1:{firewall.port}/0") as connection,
-            consuming(connection, gauge) as (channel, got),
-        ):
-            wait_until(lambda: drained(connection) or channel._claim_queues is None)
-            firewall.forget()
-            channel._brpop_sent_at -= 60
-            # What else goes to Redis needs a connection, too.
-            channel.pool.disconnect(inuse_connections=False)
-            put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
-            drained(connection)  # finds that it has waited for too long
-            connection.drain_events(timeout=5)
+    with (
+        RedisServer() as server,
+        relay(server) as firewall,
+        connect(server.url) as producer,
+        connect(f"redis://127.0.0.1:{firewall.port}/0") as connection,
+        consuming(connection, gauge) as (channel, got),
+    ):
+        wait_until(lambda: drained(connection) or channel._claim_queues is None)
+        firewall.forget()
+        channel._brpop_sent_at -= 60
+        # What else goes to Redis needs a connection, too.
+        channel.pool.disconnect(inuse_connections=False)
+        put(producer.default_channel, "1")
+        drained(connection)  # finds that it has waited for too long
+        connection.drain_events(timeout=5)
     assert got == ["1"]
 
 
@@ -465,7 +450,6 @@ def test_a_connection_that_ended_while_a_task_blocked_the_loop_is_replaced(
     queue, got = Queue(NAME, Exchange(""), NAME, no_declare=True), []
     options = {"health_check_interval": 1, "retry_on_timeout": True}
     with connect(url) as producer, connect(url, **options) as connection:
-        put, start = producer.default_channel._put, time.time()
 
         def run(message: Any) -> None:
             got.append(message.delivery_tag)
@@ -477,7 +461,7 @@ def test_a_connection_that_ended_while_a_task_blocked_the_loop_is_replaced(
         channel = connection.default_channel
         with Consumer(channel, queue, on_message=run):
             for tag in ("1", "2", "3"):
-                put(NAME, envelope(Message(start + FAR, start, 1.0, tag)))
+                put(producer.default_channel, tag)
                 connection.drain_events(timeout=5)
     assert got == ["1", "2", "3"]
 
@@ -493,23 +477,21 @@ def test_an_event_loop_forgets_a_connection_that_was_idle_for_long(url: str) -> 
         wait_until(lambda: condition() or next(hub.loop), 10)
 
     lower = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]
-    with connect(url) as connection:
-        start = time.time()
-        with consuming(connection, gauge) as (channel, got):
-            connection.register_with_event_loop(hub)
-            channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
-            run_until(lambda: got == ["1"])
-            gauge.free = lambda: False
-            run_until(lambda: not channel._in_poll)
-            (before,) = connection.transport.cycle.fds
-            for fileno in lower:  # the next connections get their numbers
-                os.close(fileno)
-            channel._idle_since -= MAX_IDLE_S
-            gauge.free = lambda: True
-            channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
-            run_until(lambda: got == ["1", "2"])
-            (after,) = connection.transport.cycle.fds
-            assert [after] == list(hub.readers) != [before]
+    with connect(url) as connection, consuming(connection, gauge) as (channel, got):
+        connection.register_with_event_loop(hub)
+        put(channel, "1")
+        run_until(lambda: got == ["1"])
+        gauge.free = lambda: False
+        run_until(lambda: not channel._in_poll)
+        (before,) = connection.transport.cycle.fds
+        for fileno in lower:  # the next connections get their numbers
+            os.close(fileno)
+        channel._idle_since -= MAX_IDLE_S
+        gauge.free = lambda: True
+        put(channel, "2")
+        run_until(lambda: got == ["1", "2"])
+        (after,) = connection.transport.cycle.fds
+        assert [after] == list(hub.readers) != [before]
 
 
 def test_a_poller_forgets_a_connection_that_ended_while_no_slot_was_free(
@@ -519,10 +501,9 @@ def test_a_poller_forgets_a_connection_that_ended_while_no_slot_was_free(
     gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: True)
     other, writer = socket.socketpair()
     with other, writer, connect(url) as producer, connect(url) as connection:
-        put, start = producer.default_channel._put, time.time()
         connection.transport.cycle.poller = eventio._select()
         with consuming(connection, gauge) as (channel, got):
-            put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
+            put(producer.default_channel, "1")
             connection.drain_events(timeout=5)
             gauge.free = lambda: False
             drained(connection)
@@ -534,42 +515,39 @@ def test_a_poller_forgets_a_connection_that_ended_while_no_slot_was_free(
             writer.send(b"for another reader")
             asked = itertools.count()
             gauge.free = lambda: next(asked) >= 2  # a task ends while events are awaited
-            put(NAME, envelope(Message(start + FAR, start, 1.0, "2")))
+            put(producer.default_channel, "2")
             wait_until(lambda: drained(connection) or got == ["1", "2"], 10)
         os.close(number)
 
 
-def test_each_connection_of_a_worker_with_threads_wakes_it_with_one_timer(url: str) -> None:
+def test_each_connection_of_a_worker_with_threads_wakes_it_with_one_timer(channel: Any) -> None:
     hub, slots = Hub(), None
     pool = SimpleNamespace(uses_semaphore=False)
-    with connect(url) as connection:
-        tasks = SimpleNamespace(channel=connection.default_channel)
-        consumer = SimpleNamespace(task_consumer=tasks, hub=hub, pool=pool)
-        for _ in range(3):
-            slots = limit_to_slots(consumer, slots)
-            hub.timer.queue[0].entry()  # it fires
-        assert len([each for each in hub.timer.queue if not each.entry.canceled]) == 1
+    tasks = SimpleNamespace(channel=channel)
+    consumer = SimpleNamespace(task_consumer=tasks, hub=hub, pool=pool)
+    for _ in range(3):
+        slots = limit_to_slots(consumer, slots)
+        hub.timer.queue[0].entry()  # it fires
+    assert len([each for each in hub.timer.queue if not each.entry.canceled]) == 1
     hub.close()
 
 
 def test_a_worker_at_its_cap_rests_until_a_demoted_task_ends_or_for_a_moment(url: str) -> None:
     gauge = SimpleNamespace(free=lambda: True, may_take_demoted=lambda share: False)
     hub = Hub()
-    with connect(url) as connection:
-        start = time.time()
-        with consuming(connection, gauge) as (channel, got):
-            connection.register_with_event_loop(hub)
-            channel._put(NAME, envelope(Message(start + PAST, start, 1.0, "demoted")))
-            wait_until(lambda: next(hub.loop) or channel._rest_until > 0)
-            assert hub.timer.queue[0].eta - channel._rest_until < 0.5, "it is woken soon"
-            channel._rest_until = math.inf
-            assert not channel.qos.can_consume()
-            gauge.may_take_demoted = lambda share: True
-            assert channel.qos.can_consume()
-            gauge.may_take_demoted = lambda share: False
-            channel._rest_until = -math.inf  # time passes
-            channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "hopeful")))
-            wait_until(lambda: next(hub.loop) or got)
+    with connect(url) as connection, consuming(connection, gauge) as (channel, got):
+        connection.register_with_event_loop(hub)
+        put(channel, "demoted", PAST)
+        wait_until(lambda: next(hub.loop) or channel._rest_until > 0)
+        assert hub.timer.queue[0].eta - channel._rest_until < 0.5, "it is woken soon"
+        channel._rest_until = math.inf
+        assert not channel.qos.can_consume()
+        gauge.may_take_demoted = lambda share: True
+        assert channel.qos.can_consume()
+        gauge.may_take_demoted = lambda share: False
+        channel._rest_until = -math.inf  # time passes
+        put(channel, "hopeful")
+        wait_until(lambda: next(hub.loop) or got)
     hub.close()
     assert got == ["hopeful"]
 
@@ -622,33 +600,34 @@ def test_a_claim_rings_the_bell_for_messages_left_to_others(url: str, raw: redis
         def claimed_demoted(self, task_id: object) -> None:
             raise AssertionError("it may not be claimed")
 
-    start, queues = time.time(), ["urgent", NAME]
+    queues = ["urgent", NAME]
     bell = f"{NAME}{EDF}:bell"
     with connect(url, queue_order_strategy="priority") as connection:
         channel = connection.default_channel
         channel.slots = Gauge()
-        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
-        channel._put("urgent", envelope(Message(start + FAR, start, 1.0, "2"), "urgent"))
+        put(channel, "1")
+        put(channel, "2", queue="urgent")
         assert raw.rpop(bell) == "1"
         state, index, *_ = CLAIM.run(channel.plain, *channel._claim_arguments(queues))
         assert (state, queues[index]) == (b"message", "urgent")
         assert raw.llen(bell) == 1
         # This worker may take no more demoted tasks, but another one might.
         raw.delete(f"{NAME}{EDF}")
-        channel._put(NAME, envelope(Message(start + PAST, start, 1.0, "3")))
+        put(channel, "3", PAST)
         assert raw.rpop(bell) == "1"
         assert CLAIM.run(channel.plain, *channel._claim_arguments(queues))[0] == b"capped"
         assert raw.llen(bell) == 1
 
 
-def test_without_the_option_the_transport_is_kombus(url: str, raw: redis.Redis) -> None:
+def test_without_the_option_the_transport_is_kombus(
+    url: str, channel: Any, raw: redis.Redis
+) -> None:
     with Connection(url, transport=Transport) as connection:
         assert type(connection.default_channel) is stock.Channel
         connection.SimpleQueue("plain").put(1)
         assert raw.llen("plain") == 1
     assert issubclass(SentinelTransport, stock.SentinelTransport)
-    with connect(url) as connection:
-        assert isinstance(connection.default_channel, Channel)
+    assert isinstance(channel, Channel)
 
 
 def test_edf_is_refused_if_the_broker_is_not_redis() -> None:
@@ -686,8 +665,6 @@ def test_priorities_have_the_direction_of_the_broker(url: str, direction: int) -
     app.conf.update(rts_scheduler="priority", rts_redis_url="redis://127.0.0.1:1")
     rts.install(app)
     parts = parts_of(app)
-    assert parts is not None
-    assert parts.prioritise is not None
     now = parts.clock.now()
     plan = Plan("mixed", "inferred", 1.0, 2.0, now, now + 3)
     soon, late = (

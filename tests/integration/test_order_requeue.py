@@ -14,19 +14,16 @@ from kombu import Connection, Consumer, Exchange, Producer, Queue
 from rts.scheduling.layout import BELL_TTL_MS
 from rts.scheduling.qos import BATCH
 from rts.scheduling.queues import state_of
-from tests.order import EDF, FAR, NAME, Message, connect, envelope
+from tests.order import EDF, FAR, NAME, Message, connect, envelope, put
 
 
 def test_unacknowledged_messages_return_after_the_visibility_timeout(url: str) -> None:
-    start = time.time()
     with (
         connect(url, visibility_timeout=0.1) as dead,
         connect(url, visibility_timeout=0.1) as connection,
     ):
         for tag, more in (("late", 9.0), ("soon", 1.0)):
-            dead.default_channel._put(
-                NAME, envelope(Message(start + FAR + more, start, 1.0, tag))
-            )
+            put(dead.default_channel, tag, FAR + more)
         assert dead.default_channel.basic_get(NAME).delivery_tag == "soon"
         time.sleep(0.2)
         channel = connection.default_channel
@@ -37,17 +34,17 @@ def test_unacknowledged_messages_return_after_the_visibility_timeout(url: str) -
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_a_message_without_a_deadline_keeps_its_arrival(url: str, ordered: bool) -> None:
+def test_a_message_without_a_deadline_keeps_its_arrival(
+    channel: Any, plain: Any, ordered: bool
+) -> None:
     """Whether it was published in deadline order or adopted from a plain list."""
-    with connect(url) as connection, Connection(url) as other:
-        channel = connection.default_channel
-        for tag in ("1", "2"):
-            message = envelope(Message(0, 0, 0, tag))
-            message["headers"] = {"task": "t", "id": tag}
-            (channel if ordered else other.default_channel)._put(NAME, message)
-        assert channel.basic_get(NAME).delivery_tag == "1"
-        channel.qos.restore_by_tag("1")
-        assert [channel.basic_get(NAME).delivery_tag for _ in range(2)] == ["1", "2"]
+    for tag in ("1", "2"):
+        message = envelope(Message(0, 0, 0, tag))
+        message["headers"] = {"task": "t", "id": tag}
+        (channel if ordered else plain)._put(NAME, message)
+    assert channel.basic_get(NAME).delivery_tag == "1"
+    channel.qos.restore_by_tag("1")
+    assert [channel.basic_get(NAME).delivery_tag for _ in range(2)] == ["1", "2"]
 
 
 def test_an_idle_consumer_without_an_event_loop_restores_messages(url: str) -> None:
@@ -56,7 +53,7 @@ def test_an_idle_consumer_without_an_event_loop_restores_messages(url: str) -> N
         connect(url, visibility_timeout=0) as connection,
     ):
         channel, got = dead.default_channel, []
-        channel._put(NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1")))
+        put(channel, "1")
         assert channel.basic_get(NAME).delivery_tag == "1"
         channel.qos._delivered.clear()
         queue = Queue(NAME, Exchange(""), NAME, no_declare=True)
@@ -68,10 +65,9 @@ def test_an_idle_consumer_without_an_event_loop_restores_messages(url: str) -> N
 def test_what_a_queue_of_another_app_left_is_restored_for_its_workers(
     url: str, raw: redis.Redis
 ) -> None:
-    start = time.time()
     with Connection(url) as stock, connect(url, visibility_timeout=0) as connection:
         theirs = stock.default_channel
-        theirs._put("theirs", envelope(Message(start + FAR, start, 1.0, "1"), "theirs"))
+        put(theirs, "1", queue="theirs")
         assert theirs.basic_get("theirs").delivery_tag == "1"
         theirs.qos._delivered.clear()  # it is dead
         connection.default_channel.qos.restore_visible(interval=1)
@@ -110,7 +106,7 @@ def test_a_message_without_a_consumer_returns_to_the_order(url: str) -> None:
     with connect(url) as connection:
         _, channel = connection.channel(), connection.channel()
         channel.basic_consume(NAME, False, lambda message: None, "tag")
-        channel._put(NAME, envelope(Message(time.time() + FAR, 1.0, 1.0, "1")))
+        put(channel, "1")
         connection.transport._callbacks.clear()  # the consumer is cancelled meanwhile
         connection.drain_events(timeout=5)  # it is rejected through the other channel
         state = state_of(channel, NAME)
@@ -140,54 +136,49 @@ def test_a_message_returns_to_the_queue_that_it_was_taken_from(url: str) -> None
 
 
 def test_what_cannot_be_looked_up_stays_unacknowledged(
-    url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    channel: Any, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = time.time()
-    with connect(url) as connection:
-        channel = connection.default_channel
-        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
-        assert channel.basic_get(NAME).delivery_tag == "1"
-        look_up = channel._lookup
+    put(channel, "1")
+    assert channel.basic_get(NAME).delivery_tag == "1"
+    look_up = channel._lookup
 
-        def cut_off(*args: Any) -> Any:
-            raise redis.ConnectionError
+    def cut_off(*args: Any) -> Any:
+        raise redis.ConnectionError
 
-        monkeypatch.setattr(channel, "_lookup", cut_off)
-        with pytest.raises(redis.ConnectionError):
-            channel.qos.restore_by_tag("1")
-        assert raw.hexists("unacked", "1")
-        monkeypatch.setattr(channel, "_lookup", look_up)
+    monkeypatch.setattr(channel, "_lookup", cut_off)
+    with pytest.raises(redis.ConnectionError):
         channel.qos.restore_by_tag("1")
-        assert raw.llen(f"{NAME}{EDF}:bell") == 1
-        assert channel.basic_get(NAME).delivery_tag == "1"
+    assert raw.hexists("unacked", "1")
+    monkeypatch.setattr(channel, "_lookup", look_up)
+    channel.qos.restore_by_tag("1")
+    assert raw.llen(f"{NAME}{EDF}:bell") == 1
+    assert channel.basic_get(NAME).delivery_tag == "1"
 
 
 def test_what_another_worker_has_restored_and_claimed_meanwhile_is_left_to_it(
-    url: str, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    channel: Any, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = time.time()
-    with connect(url) as connection:
-        channel = connection.default_channel
-        channel._put(NAME, envelope(Message(start + FAR, start, 1.0, "1")))
-        assert channel.basic_get(NAME).delivery_tag == "1"
-        read_before = iter([["1"], []])
-        monkeypatch.setattr(channel.qos, "_claimed_before", lambda *_: next(read_before))
-        channel.qos.restore_visible(interval=1)
-        assert raw.hexists("unacked", "1")
-        assert state_of(channel, NAME).waiting == 0
+    put(channel, "1")
+    assert channel.basic_get(NAME).delivery_tag == "1"
+    read_before = iter([["1"], []])
+    monkeypatch.setattr(channel.qos, "_claimed_before", lambda *_: next(read_before))
+    channel.qos.restore_visible(interval=1)
+    assert raw.hexists("unacked", "1")
+    assert state_of(channel, NAME).waiting == 0
 
 
-def test_a_worker_restores_a_few_at_a_time_and_now_and_then(url: str, raw: redis.Redis) -> None:
-    with connect(url) as connection:
-        for number in range(25):
-            message = envelope(Message(time.time() + FAR, 1.0, 1.0, str(number)))
-            raw.hset("unacked", str(number), f'[{json.dumps(message)},"","{NAME}"]')
-            raw.zadd("unacked_index", {str(number): 1})
-        left = []
-        for _ in range(11):
-            connection.default_channel.qos.restore_visible()
-            left.append(raw.zcard("unacked_index"))
-        assert left == [*[15] * 10, 5]
+def test_a_worker_restores_a_few_at_a_time_and_now_and_then(
+    channel: Any, raw: redis.Redis
+) -> None:
+    for number in range(25):
+        message = envelope(Message(time.time() + FAR, 1.0, 1.0, str(number)))
+        raw.hset("unacked", str(number), f'[{json.dumps(message)},"","{NAME}"]')
+        raw.zadd("unacked_index", {str(number): 1})
+    left = []
+    for _ in range(11):
+        channel.qos.restore_visible()
+        left.append(raw.zcard("unacked_index"))
+    assert left == [*[15] * 10, 5]
 
 
 def test_workers_restore_messages_together(

@@ -406,7 +406,6 @@ def test_what_takes_a_tasks_place_and_never_runs_is_overdue(
     query = {"_id": expired.id, "state": "REVOKED", "cause": "expired", "sla_success": False}
     wait_until(lambda: mongo.tasks.find_one(query))
     assert counts(redis_client, settings) == {f"overdue {queue}": 1}
-    redis_client.delete(queue)
 
 
 def test_a_task_of_a_producer_without_rts_is_open_where_it_is_received(

@@ -205,7 +205,7 @@ def test_the_command_shows_when_a_task_starts_and_finishes(
 ) -> None:
     stage = make_stage()
     app = apps(stage, rts_timeout=PATIENCE_S)
-    worker = stage.worker(pool="threads", concurrency=1)
+    stage.worker(pool="threads", concurrency=1)
     busy(stage, app, 120, 1)
     waits = [app.send_task(OK, (0,)).id for _ in range(3)][-1]
     shown = stage.celery("rts", "eta", waits)
@@ -228,4 +228,3 @@ def test_the_command_shows_when_a_task_starts_and_finishes(
     assert "task nobody is neither waiting nor running. For" in missing.stderr
     elsewhere = stage.celery("rts", "eta", waits, "--queue", "other").stderr
     assert f"{waits} is neither waiting nor running in the queue other." in elsewhere
-    worker.kill()

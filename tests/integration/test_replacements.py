@@ -124,7 +124,6 @@ def test_there_is_no_verdict_before_the_last_has_ended(
     assert (task["state"], task["sla_success"], task["cause"]) == ("REPLACED", None, None)
     assert task["completed_at"] is None
     wait_until(lambda: redis_client.zscore(settings.keys.open, result.id) == deadline)
-    redis_client.delete(queue)
 
 
 def test_a_replacement_that_ends_late_or_never_is_overdue_once(

@@ -238,7 +238,6 @@ def test_servers_die_with_their_owner() -> None:
     owner = subprocess.Popen(
         [sys.executable, "-c", _OWNER], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    assert owner.stdout is not None
     try:
         child, redis_pid, redis_folder, mongo_pid, mongo_folder = (
             owner.stdout.readline().rstrip().split("|")

@@ -780,7 +780,6 @@ def test_a_burning_objective_alerts_once_in_the_fleet_despite_deaths(
         worker.stop()
         for secret in (SECRET, "secret-path"):
             assert secret not in worker.log
-    redis_client.delete(nobody)
 
 
 @pytest.mark.parametrize("pool", ["solo", "gevent"])

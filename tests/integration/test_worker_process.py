@@ -139,7 +139,6 @@ def test_it_dies_with_its_owner(
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert owner.stdout is not None
     try:
         pids = [int(pid) for pid in owner.stdout.readline().split()]
     finally:

@@ -123,7 +123,6 @@ def test_data_that_must_persist_is_on_volumes() -> None:
     ((volume, folder),) = mounts["worker"]
     assert {"redis", "mongo", "prometheus", volume} == COMPOSE["volumes"].keys()
     spool = re.search(r"RTS_SPOOL_DIR=(\S+)", DOCKERFILE)
-    assert spool is not None
     assert Path(spool[1]).is_relative_to(folder)
     # A new volume gets the owner of the image's folder.
     assert re.search(

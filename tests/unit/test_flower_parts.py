@@ -366,7 +366,6 @@ def test_a_task_on_its_timeline() -> None:
         {**task, "started_at": at(8), "completed_at": at(9), "cause": "killed"},
     ]
     drawn = timeline(task, runs)
-    assert drawn is not None
     assert drawn["span_s"] == 20
     first, second, killed = drawn["bars"]
     assert first["waits_at"] < first["starts_at"] < first["ends_at"] == second["waits_at"]
@@ -379,12 +378,10 @@ def test_a_task_on_its_timeline() -> None:
     (in_time,) = timeline(None, [just])["bars"]  # type: ignore[index]  # it is drawn
     assert not in_time["missed"]
     without = timeline(None, [{**just, "deadline": None}])
-    assert without is not None
     assert [mark["label"] for mark in without["marks"]] == ["arrival"]
     assert not without["bars"][0]["missed"]
     polls = [{**task, "started_at": at(n), "completed_at": at(n + 0.5)} for n in range(45)]
     many = timeline(task, polls)
-    assert many is not None
     assert len(many["bars"]) == MAX_RUNS
     assert many["bars"][-1]["ends_at"] == 97.0, "the last run is among them"
 

@@ -54,10 +54,8 @@ def test_heartbeats_of_other_versions_are_read_as_far_as_they_are_known() -> Non
     assert read({"seen_at": 1000.5, "worker": "w@h", "load": None, "queues": None}) == UNTOLD
     assert read({**json.loads(BEAT.to_json()), "colour": "red"}) == BEAT
     newer = read({"seen_at": 1000.5, "load": {"cpu": 0.5, "disk": {"a": 1}}})
-    assert newer is not None
     assert newer.load == {"cpu": 0.5, "disk": {"a": 1}}
     named = Heartbeat.from_json("stranger", '{"seen_at": 1}')
-    assert named is not None
     assert named.worker == "stranger"
 
 
@@ -141,5 +139,4 @@ def test_arbitrary_values_are_survived(told: dict[str, Any], seen_at: float) -> 
     assert "".join([beat.worker, beat.host or "", *(beat.queues or ())]).encode()  # utf-8
     assert beat.marks() is None or isinstance(beat.marks(), frozenset)
     again = Heartbeat.from_json(INSTANCE, beat.to_json())
-    assert again is not None
     assert again.to_json() == beat.to_json()

@@ -46,7 +46,6 @@ def task_ids(board: NoteBoard) -> list[str]:
 
 def test_a_note_is_read_through_another_mapping_of_the_memory(memory: SharedMemory) -> None:
     slot = noted(memory.notes, here("a"))
-    assert slot is not None
     other = mapped_again(memory).notes
     assert [note for _, note in other.notes()] == [here("a")]
     memory.notes.clear(slot)
@@ -90,7 +89,6 @@ def test_a_process_may_run_more_tasks_than_32_bits_count(board: NoteBoard) -> No
     board._number = 0xFFFFFFFE
     for n in range(3):
         slot = noted(board, here(str(n)))
-        assert slot is not None
         assert task_ids(board) == [str(n)]
         board.clear(slot)
 
@@ -104,7 +102,6 @@ def test_the_note_of_a_killed_process_stays_and_is_taken_once(board: NoteBoard) 
     noted(board, here("mine"))
     assert task_ids(board) == ["killed", "mine"]
     note = board.take("killed")
-    assert note is not None
     assert (note.task_id, note.pid) == ("killed", child)
     assert board.take("killed") is None
     assert task_ids(board) == ["mine"]
@@ -119,7 +116,6 @@ def test_the_slot_of_a_thread_whose_note_was_taken_is_used_again(board: NoteBoar
 def test_a_note_that_is_no_longer_there_takes_no_other_with_it(board: NoteBoard) -> None:
     slot = noted(board, here("a"))
     ((_, read),) = board.notes()
-    assert slot is not None
     board.clear(slot)
     assert not board.release(slot, read), "the run has ended itself since"
     assert noted(board, here("b")) == slot
@@ -131,7 +127,6 @@ def test_of_two_runs_of_a_task_the_dead_one_is_taken_first(board: NoteBoard) -> 
     noted(board, here("same"))
     child, _ = in_child(lambda: noted(board, here("same")))
     note = board.take("same")
-    assert note is not None
     assert note.pid == child
 
 
@@ -144,7 +139,6 @@ def test_a_process_that_survives_the_removal_of_its_note_keeps_its_slot(
     if child == 0:
         try:
             slot = noted(board, here("revoked"))
-            assert slot is not None
             os.write(noted_in, b".")
             os.read(taken_out, 1)
             board.clear(slot)
@@ -163,7 +157,6 @@ def test_a_process_that_survives_the_removal_of_its_note_keeps_its_slot(
 
 def test_slots_of_processes_that_are_gone_are_free_again(board: NoteBoard) -> None:
     own = noted(board, here("own"))
-    assert own is not None
     board.clear(own)  # it stays this process's, which lives
 
     def act() -> bool:
@@ -188,7 +181,6 @@ def test_threads_share_the_slots(board: NoteBoard) -> None:
     def work(name: str) -> None:
         for n in range(200):
             slot = noted(board, here(f"{name}-{n}"))
-            assert slot is not None
             board.clear(slot)
 
     threads = [threading.Thread(target=work, args=(f"t{i}",)) for i in range(4)]

@@ -73,7 +73,6 @@ def test_the_fast_path_packs_the_same_note(task: OpenTask, again: bool) -> None:
 def test_a_usual_task_takes_the_fast_path_exactly(parent_id: str, deadline: float) -> None:
     task = USUAL._replace(parent_id=parent_id, deadline=deadline)
     quick = pack_usual(task, True)
-    assert quick is not None
     assert unpacked(quick) == unpacked(pack_any(task, True))
 
 

@@ -336,7 +336,6 @@ def test_whatever_strangers_send_the_plan_is_valid(
     p = planner({"task_type": headers.get("task_type")}, priority_multipliers={9: 1.5})
     p.plan_message("app.task", message, priority, None)
     plan = read_plan(message, Settings().task_types)
-    assert plan is not None
     assert plan.task_type in Settings().task_types
     assert 1.5 <= plan.k <= 2.5
     assert 0 < plan.deadline <= MAX_INSTANT
@@ -371,12 +370,10 @@ def test_what_a_plan_may_hold_is_read() -> None:
     for k, policy in ((1.5, None), (2.5, None), (1.0, "quantile"), (50.0, "quantile")):
         most = {"rts_tau": 9e8, "rts_k": k, "rts_policy": policy, "rts_deadline": MAX_INSTANT}
         plan = read_plan(published(planner()) | most, Settings().task_types)
-        assert plan is not None
         assert (plan.tau, plan.k, plan.deadline) == (9e8, k, MAX_INSTANT)
         assert plan.arrival_source == "published"
     strange = {"rts_tau": 1e-6, "rts_type_source": ["x"], "rts_arrival_source": "received"}
     plan = read_plan(published(planner()) | strange, Settings().task_types)
-    assert plan is not None
     assert plan.tau == 1e-6
     assert (plan.type_source, plan.arrival_source) == ("inferred", "received")
     for k in (0.99, 50.1):

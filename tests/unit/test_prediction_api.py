@@ -71,7 +71,6 @@ def test_where_a_new_task_would_go(make_app: MakeApp, route: Any, expected: Any)
     routes = {} if route is None else {"work": route}
     app = make_app(NOBODY, rts_redis_url=NOBODY, task_routes=routes)
     parts = parts_of(app)
-    assert parts is not None
     asked: list[Any] = []
     parts.predictor = cast(
         Any,
@@ -103,7 +102,6 @@ def test_predictions_know_what_was_published_where_no_tasks_are_tracked(
 ) -> None:
     app = make_app(rts_redis_url=NOBODY, rts_open_max=0)
     parts = parts_of(app)
-    assert parts is not None
     told: list[OpenTask] = []
     parts.predictor = cast(Any, SimpleNamespace(published=told.append, close=lambda: None))
     sent = app.send_task("work")
@@ -166,9 +164,7 @@ def test_a_child_asks_though_a_thread_of_its_parent_held_the_locks(make_app: Mak
     app = make_app(NOBODY, rts_redis_url=NOBODY, rts_routes={"mixed": ["a", "b"]})
     assert rts.route("some.task") is None
     parts = parts_of(app)
-    assert parts is not None
     predictor = parts.predictor
-    assert predictor is not None
 
     def it_asks() -> bool:
         with pytest.raises(StoreUnavailable):
@@ -239,7 +235,6 @@ def test_threads_that_wait_for_the_one_that_reads_share_its_failure(
     with pytest.raises(StoreUnavailable):
         rts.predict_new("work", app=app)
     parts = parts_of(app)
-    assert parts is not None
     predictor: Any = parts.predictor
     new_tasks = predictor._new_tasks
     cached = new_tasks._cached

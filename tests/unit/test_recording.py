@@ -63,9 +63,7 @@ def a_run(started_at: float, runtime_s: float, **changes: Any) -> Run:
 
 
 def recorded(*runs: Run) -> Recording:
-    found = recording(runs)
-    assert found is not None
-    return found
+    return recording(runs)
 
 
 def runs_of(outcomes: list[Outcome], slots: int) -> list[Run]:

@@ -33,7 +33,6 @@ def test_a_bound_shares_its_bucket_with_the_value_of_its_rank(
     n = len(values)
     exact = sorted(values)[max(1, math.ceil(min(n, q * (n + 1)))) - 1]
     bound = sketch_of(values).bound(q)
-    assert bound is not None
     assert abs(math.log(bound / exact)) <= LOG_BASE + 1e-9
 
 

@@ -83,7 +83,6 @@ def test_a_file_is_locked_while_its_writer_lives(tmp_path: Path) -> None:
         "time.sleep(60)\n"
     )
     writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root)
-    assert writer.stdout is not None
     try:
         writer.stdout.readline()
         (path,) = Spool(directory, MIB).files()

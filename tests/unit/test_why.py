@@ -128,7 +128,6 @@ def test_a_finding_says_its_reason_with_its_figures(
     by_cause: dict[str, int], run: dict[str, Any], reason: str, told: str
 ) -> None:
     found = finding(by_cause, why([run]))
-    assert found is not None
     assert found["reason"] == reason
     assert told in found["text"]
     assert found["label"] == LABELS.get(reason, "ended: killed")
