@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pymongo
 import pytest
 import redis
 
@@ -277,27 +276,6 @@ def test_an_agent_that_the_app_is_started_with_stays_there(
     wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
 
 
-def hang(mongo: MongoServer, settings: Settings, client: Any) -> None:
-    """Have a drain hang in MongoDB, with three records in hand."""
-    mongo.pause()
-    fill(client, settings, 3, first=1)
-    wait_until(lambda: client.xpending(settings.keys.outbox, "rts")["pending"] == 3, PATIENCE_S)
-
-
-def test_it_deregisters_while_mongodb_hangs(
-    settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis
-) -> None:
-    with MongoServer() as server:
-        companion = start(replace(settings, mongo_url=server.url))
-        fill(redis_client, settings, 1)
-        wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
-        wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 0, PATIENCE_S)
-        hang(server, settings, redis_client)
-        companion.stop()
-        assert not redis_client.hexists(settings.keys.workers, "w@h/1-a")
-        assert redis_client.xlen(settings.keys.outbox) == 3
-
-
 def kept(settings: Settings) -> list[Execution]:
     """Return the records that wait on the disk."""
     lines = b"".join(
@@ -313,21 +291,27 @@ def begun(task_id: str, pid: int) -> None:
     assert MEMORY.notes.put(note.to_json().encode()) is not None
 
 
-def test_it_settles_killed_runs_while_mongodb_hangs(
+def test_it_deregisters_and_settles_killed_runs_while_mongodb_hangs(
     settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis
 ) -> None:
+    outbox = settings.keys.outbox
     with MongoServer() as server:
         companion = start(replace(settings, mongo_url=server.url))
         fill(redis_client, settings, 1)
-        wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 0, PATIENCE_S)
-        hang(server, settings, redis_client)
+        wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
+        wait_until(lambda: redis_client.xlen(outbox) == 0, PATIENCE_S)
+        server.pause()
+        fill(redis_client, settings, 3, first=1)
+        wait_until(lambda: redis_client.xpending(outbox, "rts")["pending"] == 3, PATIENCE_S)
         killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
         killed.kill()
         begun("killed", killed.pid)
         companion.stop()
-        records = [fields["r"] for _, fields in redis_client.xrange(settings.keys.outbox)]
-        last = Execution.from_json(records[-1])
-        assert (last.task_id, last.state) == ("killed", "LOST"), "Redis does not hang"
+        assert not redis_client.hexists(settings.keys.workers, "w@h/1-a")
+        *hang, last = [fields["r"] for _, fields in redis_client.xrange(outbox)]
+        assert len(hang) == 3
+        end = Execution.from_json(last)
+        assert (end.task_id, end.state) == ("killed", "LOST"), "Redis does not hang"
         assert kept(settings) == []
         killed.communicate()
 
@@ -399,19 +383,18 @@ def test_it_settles_the_last_runs_though_it_is_suspended_meanwhile(
             MEMORY.notes.release(slot, note)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("executable", "/nowhere/python"), ("frozen", True)],  # the latter as PyInstaller does
+)
 def test_a_companion_that_cannot_start_does_no_harm(
-    settings: Settings, start: Callable[..., Companion], monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Companion],
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: object,
 ) -> None:
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    companion = start(settings)
-    assert companion.pid is None
-    companion.stop()
-
-
-def test_a_frozen_worker_does_not_start_itself_as_its_companion(
-    settings: Settings, start: Callable[..., Companion], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "frozen", True, raising=False)  # as PyInstaller does
+    monkeypatch.setattr(sys, name, value, raising=False)
     companion = start(settings)
     assert companion.pid is None
     companion.stop()
@@ -526,50 +509,6 @@ def test_a_drain_is_killed_in_the_middle_and_another_takes_over(
     wait_until(all_there(mongo, 2500), PATIENCE_S)
     wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 0, PATIENCE_S)
     assert mongo.tasks.count_documents({"attempts": 1}) == 2500
-
-
-def test_mongodb_is_unavailable_throughout_and_comes_later(
-    settings: Settings, start: Callable[..., Companion], redis_client: redis.Redis
-) -> None:
-    server = MongoServer()
-    settings = replace(settings, mongo_url=server.url)
-    try:
-        start(settings)
-        fill(redis_client, settings, 2000)
-        wait_until(lambda: redis_client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
-        assert redis_client.xlen(settings.keys.outbox) == 2000
-        server.start()
-        with pymongo.MongoClient[dict[str, Any]](server.url) as client:
-            database = client.get_default_database()
-            wait_until(all_there(database, 2000), PATIENCE_S)
-            # And again, with something in hand.
-            server.halt()
-            fill(redis_client, settings, 100, first=2000)
-            server.start()
-            wait_until(all_there(database, 2100), PATIENCE_S)
-        wait_until(lambda: redis_client.xlen(settings.keys.outbox) == 0, PATIENCE_S)
-    finally:
-        server.stop()
-
-
-def test_redis_is_killed_wiped_and_started_again(
-    settings: Settings, start: Callable[..., Companion], mongo: Any
-) -> None:
-    with RedisServer() as server:
-        settings = replace(settings, redis_url=server.url)
-        start(settings)
-        with redis.Redis.from_url(server.url, decode_responses=True) as client:
-            fill(client, settings, 10)
-            wait_until(all_there(mongo, 10), PATIENCE_S)
-            server.kill()
-            spool = Spool(settings.spool_dir, 1 << 20)
-            for i in range(10, 30):
-                done = run(str(i))._replace(state="SUCCESS", completed_at=2.0, runtime_s=1.0)
-                spool.append_line(as_line(done))
-            server.start()  # without its data
-            wait_until(all_there(mongo, 30), PATIENCE_S)
-            wait_until(lambda: client.hexists(settings.keys.workers, "w@h/1-a"), PATIENCE_S)
-            assert client.hget(settings.keys.count, "cpu-light") == "20"
 
 
 def test_taus_come_back_after_a_wipe(

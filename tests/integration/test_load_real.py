@@ -1,9 +1,8 @@
-"""Load figures against real processes, real cgroups and real workers."""
+"""Load figures against real processes and real cgroups."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import os
 import subprocess
@@ -194,81 +193,3 @@ def test_memory_is_measured_against_the_groups_limit(tmp_path: Path) -> None:
             """,
             path,
         )
-
-
-APP = """
-    import mmap
-    import threading
-    import time
-    from celery import Celery
-    from celery.signals import task_prerun, worker_ready
-    from rts.load.board import BYTES, LoadBoard
-    from rts.load.sampler import LoadSampler
-    from rts.load.usage import ProcessMeter, ThreadMeter
-
-    meter = ThreadMeter() if {threaded} else ProcessMeter()
-    sampler = LoadSampler(LoadBoard(mmap.mmap(-1, BYTES)))
-    app = Celery("load_app", broker="filesystem://", backend="file://{folder}/results")
-    app.conf.broker_transport_options = {{
-        "data_folder_in": "{folder}/queue",
-        "data_folder_out": "{folder}/queue",
-        "control_folder": "{folder}/control",
-    }}
-
-    @worker_ready.connect(weak=False)
-    def ready(**kwargs):
-        sampler.start()
-
-    @app.task
-    def look():
-        meter.refresh(time.monotonic())
-        start_s = meter.cpu_time()
-        sum(range(200_000))
-        now = time.monotonic()
-        load = sampler.read(now).as_dict(now)
-        used = meter.measure(start_s)
-        alive = [t.name for t in threading.enumerate()]
-        return [load, *used, alive]
-"""
-
-
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_tasks_of_a_real_worker_see_the_load(tmp_path: Path, pool: str) -> None:
-    for name in ("queue", "control", "results"):
-        (tmp_path / name).mkdir()
-    text = APP.format(folder=tmp_path, threaded=pool == "threads")
-    (tmp_path / "load_app.py").write_text(textwrap.dedent(text))
-    # This folder first; then what the tests themselves run with.
-    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    client = (
-        "import json; from load_app import look; "
-        "print(json.dumps([look.delay().get(timeout=25) for _ in range(5)]))"
-    )
-    with (tmp_path / "log").open("w") as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "load_app", "worker", "-P", pool, "-c", "2"],
-            cwd=tmp_path,
-            env=environ,
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            done = python("-c", client, env=environ, cwd=tmp_path)
-        finally:
-            worker.terminate()
-            try:
-                worker.wait(20)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
-    assert done.returncode == 0, done.stderr + (tmp_path / "log").read_text()
-    for load, cpu_s, max_rss_bytes, threads in json.loads(done.stdout):
-        assert load["age_s"] <= 0.5
-        assert 0 <= load["memory"] < 1.5
-        assert load["load"] >= 0
-        assert cpu_s > 0
-        assert max_rss_bytes > 1 << 20
-        assert ("rts-load" in threads) == (pool != "prefork")
-    # The first task may start together with the sampler; the last one does not.
-    assert "cpu" in load

@@ -197,6 +197,7 @@ def test_priorities_on_rabbitmq(
         stage.backend = stage.redis_url
         app = apps(stage)
         check_priorities(app, stage, mongo)
+        assert mongo.tasks.count_documents({"state": "SUCCESS", "arrival_source": "published"})
         with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
             apps(stage, rts_scheduler="edf")
         stage.conf["rts_scheduler"] = "edf"

@@ -10,7 +10,6 @@ from redis import Redis
 
 from rts.testing import RedisServer, wait_until
 from tests.conftest import MakeApp, MakeStage
-from tests.rabbitmq import RabbitServer
 
 pytestmark = pytest.mark.measured
 
@@ -139,19 +138,6 @@ def test_a_producer_without_rts_is_planned_for_by_the_worker(
     again = mongo.tasks.find_one({"_id": retried.id})
     assert (again["arrival_source"], again["attempts"]) == ("received", 2)
     app.close()
-
-
-def test_rabbitmq_as_broker(
-    make_stage: MakeStage, apps: MakeApp, mongo: Any, tmp_path: Any
-) -> None:
-    with RabbitServer(tmp_path) as rabbit:
-        stage = make_stage(broker=rabbit.url)
-        stage.conf["rts_redis_url"] = stage.redis_url
-        stage.backend = stage.redis_url
-        stage.worker(concurrency=1)
-        assert apps(stage).send_task(OK, (0.1,), priority=5).get(timeout=60) == 0.1
-        task = wait_until(lambda: mongo.tasks.find_one({"state": "SUCCESS"}))
-        assert (task["sla_success"], task["arrival_source"]) == (True, "published")
 
 
 def test_a_broker_without_an_event_loop_tells_late_of_a_killed_process(

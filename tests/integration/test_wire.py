@@ -147,7 +147,7 @@ def test_headers_within_headers_as_sentry_has_them(wire: Wire, where: str) -> No
     headers = {
         "outer": {**own, "headers": trace},
         "inner": {"headers": {**trace, **own}},
-        "both": {**own, "headers": {**trace, **own}},
+        "both": {**own, "headers": {**trace, "task_type": "mixed", "sla_multiplier": 2.0}},
     }[where]
     now = time.time()
     wire.add.apply_async(headers=headers)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from rts import forks, health
+from rts import health
 from rts.load.board import BYTES, LoadBoard
 from rts.load.sample import GpuLoad, LoadSample
 from rts.load.sampler import MAX_AGE_S, LoadSampler, Probes, real_probes
@@ -347,22 +347,3 @@ def test_a_fork_waits_for_the_thread_inside_the_gate(tmp_path: Path) -> None:
         """,
     )
     assert out.splitlines() == ["free", "own", "late", "still works 0.0", "waits again 1.0"]
-
-
-def test_the_gate_is_free_again_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forks, "MAX_WAIT_S", 0.01)
-    gate = forks.ForkGate()
-    gate.before_fork()
-    assert gate.lock.locked()
-    # Another fork meanwhile gives up, and does not release what it never held.
-    other = threading.Thread(target=lambda: (gate.before_fork(), gate.after_in_parent()))
-    other.start()
-    other.join()
-    assert gate.lock.locked()
-    gate.after_in_parent()
-    assert not gate.lock.locked()
-    gate.before_fork()
-    gate._reset()
-    assert not gate.lock.locked()
-    gate.after_in_parent()
-    assert not gate.lock.locked()
