@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import redis
+from celery import Celery
 from kombu import Connection
 
 from rts.rule import Rule
 from rts.scheduling.transport import Transport
+from rts.testing import wait_until
 
 NAME = "order"
 #: What the name of a queue's sorted set ends in.
@@ -71,3 +74,26 @@ def full(client: redis.Redis) -> Iterator[None]:
         yield
     finally:
         client.config_set("maxmemory", 0)
+
+
+def publish_shuffled(app: Celery, **options: Any) -> dict[int, Any]:
+    """Publish six tasks in an order that is not that of their deadlines; by offset."""
+    now = time.time()
+    return {
+        offset: app.send_task(
+            "tests.apps.basic.ok", (0.02,), headers={"sla_deadline": now + offset}, **options
+        )
+        for offset in random.sample(range(1000, 2000), 6)
+    }
+
+
+def in_order(results: Mapping[int, Any]) -> list[str]:
+    """Return the task ids in the order of their deadlines."""
+    return [results[offset].id for offset in sorted(results)]
+
+
+def ran(ledger: Any, ids: Sequence[str]) -> list[str]:
+    """Wait for the runs of these tasks; return their ids in the order in which they began."""
+    mine = {"task_id": {"$in": ids}}
+    wait_until(lambda: ledger.assignments.count_documents(mine) >= len(ids))
+    return [run["task_id"] for run in ledger.assignments.find(mine).sort("started_at")]

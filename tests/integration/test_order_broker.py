@@ -5,7 +5,6 @@ Redis behind TLS, a socket, Sentinel, a prefix; several queues; remote control.
 from __future__ import annotations
 
 import os
-import random
 import signal
 import ssl
 import threading
@@ -32,33 +31,12 @@ from rts.testing import RedisServer, wait_until
 from rts.testing.binaries import find_binary
 from rts.testing.processes import OwnedProcess
 from tests.conftest import ONE_REPLY, MakeApp, MakeStage
-from tests.order import EDF
+from tests.order import EDF, in_order, publish_shuffled, ran
 from tests.programs import certificate_in
 from tests.rabbitmq import free_port
 from tests.relay import relay
 
 OK, LATE, UNTIL = (f"tests.apps.basic.{name}" for name in ("ok", "late", "until"))
-
-
-def publish_shuffled(app: Celery, count: int = 6, **options: Any) -> dict[int, Any]:
-    """Publish tasks in an order that is not that of their deadlines; by offset."""
-    now = time.time()
-    return {
-        offset: app.send_task(OK, (0.02,), headers={"sla_deadline": now + offset}, **options)
-        for offset in random.sample(range(1000, 2000), count)
-    }
-
-
-def in_order(results: dict[int, Any]) -> list[str]:
-    """Return the task ids in the order of their deadlines."""
-    return [results[offset].id for offset in sorted(results)]
-
-
-def ran(mongo: Any, results: dict[int, Any]) -> list[str]:
-    """Wait for the tasks' runs to be in the ledger; return their ids as they ran."""
-    mine = {"task_id": {"$in": [result.id for result in results.values()]}}
-    wait_until(lambda: mongo.assignments.count_documents(mine) >= len(results))
-    return [run["task_id"] for run in mongo.assignments.find(mine).sort("started_at")]
 
 
 # Ways to a Redis: each gives a broker URL, and options for the transport.
@@ -142,7 +120,7 @@ def test_every_way_to_redis(
             assert channel.queue_declare(queue, passive=True).message_count == len(results)
             assert channel._size(queue) == len(results)
         worker = stage.worker(concurrency=1)
-        assert ran(mongo, results) == in_order(results)
+        assert ran(mongo, in_order(results)) == in_order(results)
         assert app.control.inspect(timeout=30, limit=1).ping()
         # All its connections break, as when the broker starts anew.
         with app.connection_for_read() as connection:
@@ -166,7 +144,7 @@ def test_the_broker_starts_anew(
         server.kill()
         server.start()  # what waits is in its append-only file
         worker = stage.worker(concurrency=1)
-        assert ran(mongo, first) == in_order(first)
+        assert ran(mongo, in_order(first)) == in_order(first)
         server.restart()
         second = publish_shuffled(app)
         for result in second.values():
@@ -205,7 +183,7 @@ def test_several_queues_topic_and_broadcast(
     stage.worker(concurrency=1, queues=[first, second])
     # The strategy decides between queues, the deadline within one.
     both = {**{offset + 10_000: r for offset, r in results.items()}, **before}
-    assert ran(mongo, both) == in_order(both)
+    assert ran(mongo, in_order(both)) == in_order(both)
     assert not unseen.ready()
     assert redis_client.zcard(other + EDF) == 1
 
@@ -300,7 +278,7 @@ def test_contrib_migrate_moves_what_waits_in_order(
     assert states[-1].filtered == 6
     assert redis_client.zcard(target.name + EDF) == 6
     stage.worker(concurrency=1, queues=[target.name])
-    assert ran(mongo, results) == in_order(results)
+    assert ran(mongo, in_order(results)) == in_order(results)
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
@@ -483,7 +461,7 @@ def test_without_emulated_acknowledgements_a_worker_keeps_the_order(
     app = apps(stage)
     results = publish_shuffled(app)
     worker = stage.worker(concurrency=1)
-    assert ran(mongo, results) == in_order(results)
+    assert ran(mongo, in_order(results)) == in_order(results)
     assert not redis_client.exists("unacked", app.conf.task_default_queue + EDF)
     stage.stop()
     assert "Traceback" not in worker.log

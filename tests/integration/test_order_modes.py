@@ -16,17 +16,10 @@ from celery import Celery, chain, chord, group, uuid
 import rts
 from rts.testing import wait_until
 from tests.conftest import MakeApp, MakeStage, Stage
-from tests.order import EDF
+from tests.order import EDF, in_order, ran
 from tests.rabbitmq import RabbitServer
 
 OK, HEADERS, NESTED = (f"tests.apps.basic.{name}" for name in ("ok", "headers", "nested"))
-
-
-def ran(mongo: Any, ids: list[str]) -> list[str]:
-    """Wait for the runs of these tasks; return them in the order in which they began."""
-    mine = {"task_id": {"$in": ids}}
-    wait_until(lambda: mongo.assignments.count_documents(mine) >= len(ids))
-    return [run["task_id"] for run in mongo.assignments.find(mine).sort("started_at")]
 
 
 def test_a_half_migrated_fleet_loses_nothing(
@@ -84,7 +77,7 @@ def test_turning_it_off_leaves_nothing_behind(
     assert more.get(timeout=60) == 0.02
     # As the first worker in order would have taken them; the hopeless one was first
     # by its deadline, since no claim had looked at it.
-    expected = [results[offset].id for offset in sorted(results)]
+    expected = in_order(results)
     assert ran(mongo, expected) == expected
 
 
@@ -172,7 +165,7 @@ def check_priorities(app: Celery, stage: Stage, mongo: Any) -> None:
     }
     own = app.send_task(OK, (0.02,), priority=0)
     stage.worker(concurrency=1, arguments=("--prefetch-multiplier", "1"))
-    expected = [results[offset].id for offset in sorted(results)]
+    expected = in_order(results)
     found = ran(mongo, [*expected, own.id])
     # A priority that is given is left alone: on Redis the most urgent, elsewhere the least.
     found.remove(own.id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +14,7 @@ from celery.exceptions import TaskRevokedError
 
 from rts.testing import wait_until
 from tests.conftest import MakeApp, MakeStage
-from tests.order import EDF
+from tests.order import EDF, in_order, publish_shuffled, ran
 
 OK = "tests.apps.basic.ok"
 
@@ -26,12 +25,6 @@ def left(client: redis.Redis, queue: str) -> list[str]:
     return [name for name in (*names, "unacked", "unacked_index") if client.exists(name)]
 
 
-def ran(ledger: Any, count: int) -> list[str]:
-    """Wait for so many runs to be in the ledger; return their task ids in order."""
-    wait_until(lambda: ledger.assignments.count_documents({}) >= count)
-    return [run["task_id"] for run in ledger.assignments.find({}).sort("started_at")]
-
-
 @pytest.mark.measured
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "solo"])
 def test_the_earliest_deadline_runs_first(
@@ -39,19 +32,13 @@ def test_the_earliest_deadline_runs_first(
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
-    now = time.time()
-    offsets = random.sample(range(1000, 2000), 12)
-    results = {
-        offset: app.send_task(OK, (0.02,), headers={"sla_deadline": now + offset})
-        for offset in offsets
-    }
-    queue = app.conf.task_default_queue
-    assert redis_client.zcard(f"{queue}{EDF}") == len(offsets)
+    results, queue = publish_shuffled(app), app.conf.task_default_queue
+    assert redis_client.zcard(f"{queue}{EDF}") == len(results)
     assert redis_client.llen(queue) == 0
     worker = stage.worker(pool=pool, concurrency=1)
     for result in results.values():
         assert result.get(timeout=60) == 0.02
-    assert ran(mongo, 12) == [results[offset].id for offset in sorted(offsets)]
+    assert ran(mongo, in_order(results)) == in_order(results)
     wait_until(lambda: not left(redis_client, queue))
     stage.stop()
     assert "Traceback" not in worker.log
@@ -74,8 +61,8 @@ def test_what_fleets_without_the_order_publish_is_run_too(
     ]
     stage.worker(concurrency=1)
     assert [result.get(timeout=30) for result in results] == [0.05] * 4
-    order = [results.index(next(r for r in results if r.id == i)) for i in ran(mongo, 4)]
-    assert order == [0, 3, 2, 1]
+    ids = [result.id for result in results]
+    assert [ids.index(task_id) for task_id in ran(mongo, ids)] == [0, 3, 2, 1]
     # An idle worker finds what rings no bell.
     assert bare.send_task(OK, (0.05,)).get(timeout=30) == 0.05
     assert bare.control.inspect(timeout=30, limit=1).ping()
@@ -94,7 +81,7 @@ def test_hopeless_tasks_wait_or_are_dropped(
     hopeless = [app.send_task(OK, (0,), **past).id for _ in range(2)]
     hopeful = [app.send_task(OK, (0,), **later).id for _ in range(2)]
     stage.worker(concurrency=1)
-    assert ran(mongo, 4) == hopeful + hopeless
+    assert ran(mongo, hopeful + hopeless) == hopeful + hopeless
 
     stage = make_stage(rts_scheduler="edf", rts_hopeless="drop")
     app = apps(stage)
@@ -122,7 +109,7 @@ def test_demoted_tasks_leave_a_slot_to_the_hopeful(
     # 0.75 of two slots is one: the other one is free.
     assert app.send_task(OK, (0,)).get(timeout=30) == 0
     marker.touch()
-    ran(mongo, 5)
+    ran(mongo, hopeless)
     runs = list(mongo.assignments.find({"task_id": {"$in": hopeless}}).sort("started_at"))
     for before, run in pairwise(runs):
         assert before["completed_at"] <= run["started_at"]
@@ -134,10 +121,9 @@ def test_a_free_slot_is_filled_at_once(
 ) -> None:
     stage = make_stage(rts_scheduler="edf")
     app = apps(stage)
-    for _ in range(12):
-        app.send_task(OK, (0.2,))
+    ids = [app.send_task(OK, (0.2,)).id for _ in range(12)]
     stage.worker(pool=pool, concurrency=2)
-    ran(mongo, 12)
+    ran(mongo, ids)
     runs = list(mongo.assignments.find({}).sort("started_at"))
     # Of six pairs, one after the other, the median of the pauses: where the worker did
     # not notice the end of a run by itself it was most of a second.

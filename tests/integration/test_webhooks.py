@@ -634,38 +634,24 @@ def test_secrets_appear_nowhere(fleet: Fleet) -> None:
     assert b"hush" not in body_of(alert, "json", None)
 
 
+#: What is wrong beside a good URL, or in its place.
+WRONG: list[dict[str, Any]] = [
+    *(
+        {"url": url}
+        for url in ("ftp://a", "file:///etc/passwd", "https:///path", "https://a:0/")
+    ),
+    *({"url": url} for url in ("https://a:99999/", f"https://a/{2039 * 'x'}", "https://a/ b")),
+    *({"url": url} for url in ("https://a/ä", "https://a/\nb")),
+    *({"secret": secret} for secret in ("hush123", 12345678, 8 * "\udcff")),
+    *({"events": events} for events in ([], ["lunch"], "slo_burning", {"slo_burning": True})),
+    # Messages older than a day are not sent.
+    *({"min_interval": every} for every in (-1, float("nan"), True, "1", 86401)),
+    *({"format": "xml"}, {"link": "javascript:alert(1)"}, {"token": "hush"}),
+]
 BAD: list[Any] = [
-    "https://a",
-    5,
-    [5],
-    [{}],
-    ["https://a"],
-    [{"url": "ftp://a"}],
-    [{"url": "file:///etc/passwd"}],
-    [{"url": "https:///path"}],
-    [{"url": "https://a:99999/"}],
-    [{"url": "https://a:0/"}],
-    [{"url": f"https://a/{2039 * 'x'}"}],
-    [{"url": "https://a/ b"}],
-    [{"url": "https://a/ä"}],
-    [{"url": "https://a/\nb"}],
-    [{"url": "https://a", "secret": "hush123"}],
-    [{"url": "https://a", "secret": 12345678}],
-    [{"url": "https://a", "format": "xml"}],
-    [{"url": "https://a", "events": []}],
-    [{"url": "https://a", "events": ["lunch"]}],
-    [{"url": "https://a", "events": "slo_burning"}],
-    [{"url": "https://a", "events": {"slo_burning": True}}],
-    [{"url": "https://a", "min_interval": -1}],
-    [{"url": "https://a", "min_interval": float("nan")}],
-    [{"url": "https://a", "min_interval": True}],
-    [{"url": "https://a", "min_interval": "1"}],
-    [{"url": "https://a", "min_interval": 86401}],  # older messages are not sent
-    [{"url": "https://a", "secret": 8 * "\udcff"}],
-    [{"url": "https://a", "link": "javascript:alert(1)"}],
-    [{"url": "https://a", "token": "hush"}],
-    [{"url": "https://a"}, {"url": "https://a"}],
-    [{"url": f"https://a/{i}"} for i in range(21)],
+    *("https://a", 5, [5], [{}], ["https://a"]),
+    *([{"url": "https://a", **wrong}] for wrong in WRONG),
+    *([{"url": "https://a"}] * 2, [{"url": f"https://a/{i}"} for i in range(21)]),
 ]
 
 

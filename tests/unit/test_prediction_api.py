@@ -123,40 +123,73 @@ def test_the_risk_follows_its_formula(load: float, sent_s: float, expected: floa
     assert routing.risk(Pressure(10.0, 2, load), plan, 100.0, sent_s) == expected
 
 
-def test_queues_are_read_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, asked = [0.0], []
+class Readings:
+    """Queues of one slot and a load each, read by a clock that stands still."""
 
-    class Moody:
-        away = False
+    def __init__(self, **loads: float) -> None:
+        self.now, self.loads, self.away = 0.0, loads, False
+        self.asked: list[tuple[str, ...]] = []
+        pressures: Any = self
+        self.risks = routing.Risks(pressures, 5.0)
 
-        def read(self, queues: Sequence[str]) -> dict[str, Pressure]:
-            asked.append(tuple(queues))
-            if self.away:
-                raise StoreUnavailable("away")
-            loads = {"a": 0.1, "b": 0.9, "nobody's": 0.0}
-            return {q: Pressure(0.0, int(q in "ab"), loads[q]) for q in queues}
+    def read(self, queues: Sequence[str]) -> dict[str, Pressure]:
+        self.asked.append(tuple(queues))
+        if self.away:
+            raise StoreUnavailable("away")
+        return {q: Pressure(0.0, int(q in self.loads), self.loads.get(q, 0.0)) for q in queues}
 
-    pressures: Any = Moody()
-    monkeypatch.setattr(routing, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    risks = routing.Risks(pressures, 5.0)
-    plan = Plan("mixed", "inferred", 1.0, 2.0, 100.0, 1e9)
+    def choose(self, *queues: str, at: float, deadline: float = 1e9) -> str | None:
+        """Choose one for a task with a tau of 1 s."""
+        self.now = at
+        plan = Plan("mixed", "inferred", 1.0, 2.0, 100.0, deadline)
+        return self.risks.choose(plan, queues, 100.0)
 
-    def choose(*queues: str, at: float) -> str | None:
-        now[0] = at
-        return risks.choose(plan, queues, 100.0)
 
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> Readings:
+    made = Readings(a=0.1, b=0.9)
+    monkeypatch.setattr(routing, "time", SimpleNamespace(monotonic=lambda: made.now))
+    return made
+
+
+def test_queues_are_read_again_when_it_is_time(readings: Readings) -> None:
+    choose, asked = readings.choose, readings.asked
     assert choose("a", "b", at=0.0) == choose("b", "a", at=0.9) == "a"
     assert len(asked) == 1
     assert choose("nobody's", at=0.9) is None
     assert choose("a", "nobody's", at=0.9) == "a"
     assert len(asked) == 2
     assert asked[-1] == ("nobody's",), "the others were fresh"
-    pressures.away = True
+    readings.away = True
     assert choose("a", "b", at=1.9) == "a", "it was so a moment ago"
     assert choose("a", "b", at=3.0) is None
     assert len(asked) == 3, "nobody asks again within the period"
-    pressures.away = False
+    readings.away = False
     assert choose("a", "b", at=7.1) == "a"
+
+
+def test_a_route_reads_its_own_candidates_and_those_once_a_second(readings: Readings) -> None:
+    pairs = [(f"a{n}", f"other{n}") for n in range(100)]
+    readings.loads = {queue: len(queue) / 10 for pair in pairs for queue in pair}
+    for _ in range(3):
+        for pair in pairs:
+            assert readings.choose(*pair, at=0.0) in pair
+        assert readings.asked == pairs
+    readings.choose(*pairs[7], at=routing.FRESH_S)
+    assert readings.asked == [*pairs, pairs[7]]
+
+
+def test_a_tie_is_left_to_celery_and_what_was_sent_counts_until_the_next_look(
+    readings: Readings,
+) -> None:
+    readings.loads = {"a": 0.5, "b": 0.5}
+    # Due in twice its tau: of three in one queue, the last one is late.
+    assert readings.choose("a", "b", at=0.0, deadline=102.0) is None
+    readings.loads["b"] = 0.6
+    for look in (1.0, 2.0):
+        at = look * routing.FRESH_S
+        chosen = [readings.choose("a", "b", at=at, deadline=102.0) for _ in range(5)]
+        assert chosen == [*"aabba"]
 
 
 @forks_beside_threads
@@ -179,51 +212,6 @@ def test_a_child_asks_though_a_thread_of_its_parent_held_the_locks(make_app: Mak
         predictor._broker._shared._lock,
     )
     assert asked
-
-
-def test_a_route_reads_its_own_candidates_and_those_once_a_second(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now, asked = [100.0], []
-
-    class Asked:
-        def read(self, queues: Sequence[str]) -> dict[str, Pressure]:
-            asked.append(tuple(queues))
-            return {queue: Pressure(0.0, 1, len(queue) / 10) for queue in queues}
-
-    monkeypatch.setattr(routing.time, "monotonic", lambda: now[0])
-    pressures: Any = Asked()
-    risks = routing.Risks(pressures, 5.0)
-    plan = Plan("mixed", "inferred", 1.0, 2.0, 100.0, 102.0)
-    pairs = [(f"a{n}", f"other{n}") for n in range(100)]
-    for _ in range(3):
-        for pair in pairs:
-            assert risks.choose(plan, pair, 100.0) in pair
-        assert asked == pairs
-    now[0] += routing.FRESH_S
-    risks.choose(plan, pairs[7], 100.0)
-    assert asked == [*pairs, pairs[7]]
-
-
-def test_a_tie_is_left_to_celery_and_what_was_sent_counts_until_the_next_look(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now, loads = [0.0], {"a": 0.5, "b": 0.5}
-
-    class Known:
-        def read(self, queues: Sequence[str]) -> dict[str, Pressure]:
-            return {queue: Pressure(0.0, 1, loads[queue]) for queue in queues}
-
-    pressures: Any = Known()
-    monkeypatch.setattr(routing, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    risks = routing.Risks(pressures, 5.0)
-    # Due in twice its tau: of three in one queue, the last one is late.
-    plan = Plan("mixed", "inferred", 1.0, 2.0, 100.0, 102.0)
-    assert risks.choose(plan, ("a", "b"), 100.0) is None
-    loads["b"] = 0.6
-    for look in (1.0, 2.0):
-        now[0] = look * routing.FRESH_S
-        assert [risks.choose(plan, ("a", "b"), 100.0) for _ in range(5)] == [*"aabba"]
 
 
 def test_threads_that_wait_for_the_one_that_reads_share_its_failure(
