@@ -30,6 +30,7 @@ from rts.tau.cache import TauCache
 from rts.unfinished.in_flight import new_instance
 from rts.unfinished.open_tasks import OpenTasks
 from rts.unfinished.shared_memory import SharedMemory
+from rts.urls import shown_url
 
 if TYPE_CHECKING:
     from rts.predictions.predictor import Predictor
@@ -116,10 +117,17 @@ class WorkerParts:
         self._listener = Listener(settings, self._instance)
 
     def start(self) -> None:
-        """Start what accompanies the worker: the load sampler and the companion process."""
+        """Start what runs beside the worker, and log it for whoever has just added rts."""
         self._sampler.start()
         self._companion.start(self._instructions().to_json(), pass_fds=(self.memory.fd,))
         self._listener.start()
+        settings = self._settings
+        health.logger.info(
+            "rts uses Redis at %s and MongoDB at %s; order of the queues: %s",
+            shown_url(settings.redis_url),
+            shown_url(settings.mongo_url),
+            settings.scheduler or "the broker's",
+        )
 
     def stop(self) -> None:
         """Stop all of it; the companion gets a few seconds for a last drain. Idempotent."""

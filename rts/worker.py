@@ -10,7 +10,6 @@ from rts import health
 from rts.errors import ConfigurationError
 from rts.installation import parts_of
 from rts.settings import Settings
-from rts.urls import shown_url
 
 if TYPE_CHECKING:
     from rts.parts import WorkerParts
@@ -27,7 +26,6 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
 
     name = "rts"
     requires = ("celery.worker.components:Pool",)
-    _settings: Settings
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
@@ -45,8 +43,7 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
         from rts.parts import WorkerParts
         from rts.scheduling.activation import turn_on
 
-        self._settings = Settings.from_conf(worker.app.conf)
-        turn_on(worker.app, self._settings)
+        turn_on(worker.app, Settings.from_conf(worker.app.conf))
         parts = parts_of(worker.app)
         if parts is None:
             return None
@@ -61,7 +58,6 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
         with health.guarded("worker"):
             if self._worker_parts is not None:
                 self._worker_parts.start()
-                _log_start(self._settings)
 
     def stop(self, parent: Any) -> None:
         """Do nothing yet: the pool is still finishing its tasks."""
@@ -71,16 +67,6 @@ class RtsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no t
         with health.guarded("worker"):
             if self._worker_parts is not None:
                 self._worker_parts.stop()
-
-
-def _log_start(settings: Settings) -> None:
-    """Log that rts is at work, with which servers, for whoever has just added it."""
-    health.logger.info(
-        "rts uses Redis at %s and MongoDB at %s; order of the queues: %s",
-        shown_url(settings.redis_url),
-        shown_url(settings.mongo_url),
-        settings.scheduler or "the broker's",
-    )
 
 
 class SlotsStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no type information
