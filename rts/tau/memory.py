@@ -9,7 +9,6 @@ from dataclasses import replace
 from rts.ports import TauEntry
 from rts.records import Learned
 from rts.settings import Settings
-from rts.tau.ema import ema
 
 
 class MemoryTauStore:
@@ -71,6 +70,18 @@ class MemoryTauStore:
         )
         self._entries[field] = new
         return tau, new.tau
+
+
+def ema(old: float, x: float, rate: float) -> float:
+    """Return the exponential moving average after the sample *x*; *rate* is λ, in (0, 1].
+
+    ``τ ← λ·x + (1 − λ)·τ`` (Brown, *Statistical Forecasting for Inventory Control*, 1959).
+    After n samples the first value weighs (1 − λ)ⁿ.
+
+    >>> ema(5.0, 1.0, 0.2)
+    4.2
+    """
+    return rate * x + (1 - rate) * old
 
 
 def choose_tau(

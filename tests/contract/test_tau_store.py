@@ -15,8 +15,7 @@ from rts.link.link import Link
 from rts.link.scripts import pack
 from rts.ports import TauEntry, TauStore
 from rts.settings import Settings
-from rts.tau.ema import ema
-from rts.tau.memory import MemoryTauStore, choose_tau
+from rts.tau.memory import MemoryTauStore, choose_tau, ema
 from rts.tau.redis import RedisTauStore
 from rts.tau.sketch import Sketch
 from rts.tau.snapshot import Snapshots
