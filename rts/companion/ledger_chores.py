@@ -69,7 +69,7 @@ class LedgerChores:
     def drain_all(self, seconds: float) -> None:
         """Drain until the outbox is empty, for about *seconds* at most."""
         give_up_at = time.monotonic() + seconds
-        while self.drain.drain(seconds) and time.monotonic() < give_up_at:
+        while self.drain.step() and time.monotonic() < give_up_at:
             pass
 
     def roll_up(self) -> None:
@@ -90,7 +90,7 @@ class LedgerChores:
 
     def leave(self) -> None:
         """Let other companions take over at once. Never raises."""
-        for chore in (self.leader, self.overdue, self.outbox):
+        for chore in (self.leader, self.overdue):
             attempt("handing over", chore.leave)
 
     def close(self) -> None:

@@ -94,7 +94,7 @@ def _drain_until(stop: threading.Event, ledger: LedgerChores) -> None:
             )
             snapshot_at = time.monotonic() + SNAPSHOT_S
         before = ledger.drain.moved
-        attempt("draining", lambda: ledger.drain.drain(BEAT_S))
+        attempt("draining", ledger.drain.step)
         if ledger.drain.moved - before < BATCH:
             stop.wait(POLL_S)
 
@@ -160,7 +160,7 @@ def _drain_out(ledger: LedgerChores, stop: threading.Event) -> None:
     """
     give_up_at = time.monotonic() + 2 * TAKEOVER_S
     while not stop.is_set():
-        if ledger.drain.drain(BEAT_S):
+        if ledger.drain.step():
             give_up_at = time.monotonic() + 2 * TAKEOVER_S
             continue
         if not ledger.drain.caught_up:

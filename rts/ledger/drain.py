@@ -85,19 +85,6 @@ class Drain:
         """Whether everything that was read is in the ledger."""
         return self._pending is None
 
-    def drain(self, seconds: float) -> int:
-        """Move batches until one is not full, for at most *seconds*.
-
-        The caller should wait a little then: a few records cost nearly as much as many.
-        """
-        give_up_at = self._now() + seconds
-        moved = 0
-        while True:
-            n = self.step()
-            moved += n
-            if n < BATCH or self._now() >= give_up_at:
-                return moved
-
     def _superseded(self, entries: Sequence[OutboxEntry]) -> tuple[list[str], list[str]]:
         """Return the ids of two kinds of provisional ends: those that are not the verdict on
         their task, which ended by itself or goes on; and those whose run wrote its own end. A

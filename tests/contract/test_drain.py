@@ -121,32 +121,10 @@ def test_records_leave_the_outbox_when_they_are_in_the_ledger(
 ) -> None:
     fill(stream, *(str(i) for i in range(BATCH + 5)))
     assert drain.step() == BATCH
-    assert drain.drain(10) == 5
+    assert drain.step() == 5
     assert drain.step() == 0
     assert drain.moved == BATCH + 5 == len(ledger.tasks)
     assert not stream
-
-
-def test_a_drain_ends_with_a_batch_that_is_not_full(
-    stream: Stream, drain: Drain, ledger: FaultyLedger
-) -> None:
-    fill(stream, *(str(i) for i in range(2 * BATCH + 1)))
-    assert drain.drain(1e9) == 2 * BATCH + 1
-    assert ledger.writes == 3
-
-
-def test_a_drain_ends_in_time_though_the_outbox_never_does(
-    stream: Stream, drain: Drain, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fill(stream, *(str(i) for i in range(4 * BATCH)))
-    step = drain.step
-
-    def slow_step() -> int:
-        clock.at += 1.0
-        return step()
-
-    monkeypatch.setattr(drain, "step", slow_step)
-    assert drain.drain(2.5) == 3 * BATCH
 
 
 def test_nothing_is_lost_and_retries_back_off_while_the_ledger_is_unavailable(
