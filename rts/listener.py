@@ -17,7 +17,7 @@ from rts.errors import StoreUnavailable
 from rts.forks import ForkGate
 from rts.keys import LISTENERS
 from rts.link.link import Link
-from rts.link.scripts import DELETE_CONSUMER, NEXT_EVENT, pack
+from rts.link.scripts import NEXT_EVENT, pack
 from rts.notices import SloBurning, TaskOverdue
 from rts.settings import Settings
 from rts.validation import json_object
@@ -106,10 +106,8 @@ class Listener:
     def _leave(self, link: Link, handled: Mapping[str, str]) -> None:
         try:
             for name, event_id in handled.items():
-                group = group_of(name)
                 if event_id:
-                    link.call(pack("XACK", self._events, group, event_id))
-                link.call(DELETE_CONSUMER.pack([self._events], [group, self._consumer]))
+                    link.call(pack("XACK", self._events, group_of(name), event_id))
         except StoreUnavailable:
             pass  # another worker claims what it had in hand
         link.close()

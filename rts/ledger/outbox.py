@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rts.keys import GROUP
 from rts.ledger.counting import DURATIONS, LATENESS, bounds_text, most_judged
 from rts.link.link import Link
-from rts.link.scripts import ACKNOWLEDGE, DELETE_CONSUMER, READ_OUTBOX, pack
+from rts.link.scripts import ACKNOWLEDGE, READ_OUTBOX, pack
 from rts.records import Execution, OutboxEntry
 from rts.settings import Settings
 from rts.tau.finish import read_learned
@@ -122,10 +122,6 @@ class RedisOutbox:
     def waiting(self) -> int:
         """Return the number of entries, including those that other drains have claimed."""
         return int(self._link.call(pack("XLEN", self._outbox))[0])
-
-    def leave(self) -> None:
-        """Remove this drain from the consumer group, unless it has pending entries."""
-        self._link.call(DELETE_CONSUMER.pack([self._outbox], [GROUP, self._consumer]))
 
     def _take(self, most: int, take_over: bool) -> list[str]:
         arguments = (

@@ -54,7 +54,6 @@ class Script:
 FINISH = Script.load("remove_open", "finish")
 RESTORE = Script.load("restore")
 READ_OUTBOX = Script.load("groups", "outlasts", "read_outbox")
-DELETE_CONSUMER = Script.load("groups", "delete_consumer")
 LEASE = Script.load("outlasts", "lease")
 REAP = Script.load("remove_open", "reap")
 REGISTER_OPEN = Script.load("decode", "register_open")

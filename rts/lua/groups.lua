@@ -1,5 +1,5 @@
--- Creates consumer groups of streams and deletes their consumers. A library, prepended to
--- other scripts.
+-- Creates consumer groups of streams and deletes their idle consumers. A library, prepended
+-- to other scripts.
 
 -- Creates a group unless it is there. *start*: where a new one begins, '0' or '$'. Closes the
 -- race between a wiped Redis and the read that follows.
@@ -14,16 +14,16 @@ local function ensure_group(stream, group, start)
   redis.call('XGROUP', 'CREATE', stream, group, start, 'MKSTREAM')
 end
 
--- Deletes the consumers for which is_gone(name, idle milliseconds) holds, unless they have
--- pending entries. Closes the race with the delivery of an entry, which would be lost.
-local function delete_consumers(stream, group, is_gone)
+-- Deletes the consumers but *me* that have asked for nothing for more than *most_ms*, unless
+-- they have pending entries. Closes the race with the delivery of an entry, which would be lost.
+local function delete_idle(stream, group, me, most_ms)
   -- pcall: after a wipe there may be no such group.
   for _, consumer in ipairs(redis.pcall('XINFO', 'CONSUMERS', stream, group)) do
     local is = {}
     for i = 1, #consumer, 2 do
       is[consumer[i]] = consumer[i + 1]
     end
-    if is.pending == 0 and is_gone(is.name, is.idle) then
+    if is.name ~= me and is.pending == 0 and is.idle > most_ms then
       redis.call('XGROUP', 'DELCONSUMER', stream, group, is.name)
     end
   end

@@ -18,9 +18,7 @@ if ARGV[3] ~= '' then
   redis.call('XACK', stream, group, ARGV[3])
 end
 if ARGV[5] ~= '' then
-  delete_consumers(stream, group, function(name, idle)
-    return name ~= me and idle > tonumber(ARGV[5])
-  end)
+  delete_idle(stream, group, me, tonumber(ARGV[5]))
 end
 local found
 for _, pending in ipairs(redis.call('XPENDING', stream, group, '-', '+', 10)) do

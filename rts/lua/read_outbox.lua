@@ -19,9 +19,7 @@ local stream, group, me, most = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 -- Claims idle entries. Not by XAUTOCLAIM, which needs Redis 6.2, and before Redis 7 leaves
 -- entries that were trimmed from the stream pending for ever.
 local function take_over()
-  delete_consumers(stream, group, function(name, idle)
-    return name ~= me and idle > GONE_MS
-  end)
+  delete_idle(stream, group, me, GONE_MS)
   local ids, entries, there = {}, {}, {}
   for _, pending in ipairs(redis.call('XPENDING', stream, group, '-', '+', most)) do
     if pending[3] >= tonumber(ARGV[4]) then

@@ -191,7 +191,6 @@ def test_a_wiped_server_gets_its_group_back(
     (entry,) = outbox.read(1).entries
     redis_client.delete(key)
     outbox.done([entry.entry_id])
-    outbox.leave()
     assert outbox.read(1).entries == []
 
 
@@ -208,20 +207,6 @@ def test_entries_that_were_trimmed_do_not_stay_pending(
     (entry,) = heir.read(3).entries
     assert entry.execution.task_id == "2"
     assert redis_client.xpending(key, "rts")["pending"] == 1
-
-
-def test_a_drain_with_pending_entries_stays_in_the_group(
-    settings: Settings, redis_client: redis.Redis
-) -> None:
-    key = settings.keys.outbox
-    redis_client.xadd(key, {"r": run("0").to_json()})
-    outbox = RedisOutbox(Link(settings), settings, "a")
-    (entry,) = outbox.read(1).entries
-    outbox.leave()
-    assert redis_client.xinfo_consumers(key, "rts")[0]["name"] == "a"
-    outbox.done([entry.entry_id])
-    outbox.leave()
-    assert redis_client.xinfo_consumers(key, "rts") == []
 
 
 def test_a_fleet_of_drains_lets_records_gather(

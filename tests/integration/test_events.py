@@ -140,7 +140,7 @@ def test_what_a_dead_worker_had_in_hand_is_handled_by_another_some_time_later(
         wait_until(lambda: told)
         assert [notice.task_id for notice in told] == ["t3"]
     # It acknowledges that one when it stops, which nobody waits for.
-    wait_until(lambda: len(redis_client.xinfo_consumers(events, group)) == 1)
+    wait_until(lambda: redis_client.xpending(events, group)["pending"] == 3)
     monkeypatch.setattr(listener, "TAKEOVER_S", 0.0)
     with hearing(settings, signals.task_overdue) as told:
         wait_until(lambda: not redis_client.xpending(events, group)["pending"])
@@ -162,8 +162,8 @@ def test_what_is_handled_while_the_worker_stops_is_not_handled_again(
     wait_until(lambda: redis_client.exists(events))
     tell(redis_client, settings, text_of())
     assert stopped.wait(30)
-    # With an event in hand it would remain, for another one to claim that.
-    wait_until(lambda: not redis_client.xinfo_consumers(events, group))
+    # What it has in hand, another one would claim.
+    wait_until(lambda: not redis_client.xpending(events, group)["pending"])
 
 
 def test_an_event_whose_reply_was_lost_is_handled_next(
