@@ -57,6 +57,8 @@ def with_tls(url: str, options: object) -> str:
             value = _verification(value)
         elif isinstance(value, list | tuple):
             value = _flags(value)
+        elif isinstance(value, ssl.TLSVersion):
+            value = int(value)  # as text, it is its name in Python 3.10
         if isinstance(value, str | int | float | os.PathLike):
             kept.append(f"{name}={quote(str(value), safe='/')}")
     return f"rediss://{place}?{'&'.join(kept)}"

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
 from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import parse_url
+from redis.connection import parse_url, to_bool
 from redis.retry import Retry
 
 from rts import health
 from rts.errors import ConfigurationError, short
 from rts.settings import Settings
 from rts.urls import shown_url
+
+#: Options of TLS that redis-py does not read in a URL, the first one before version 8: it would
+#: pass on their text.
+_TLS: dict[str, Callable[[Any], Any]] = {
+    "ssl_min_version": int,
+    "ssl_validate_ocsp": to_bool,
+    "ssl_validate_ocsp_stapled": to_bool,
+}
 
 
 def connection_options(settings: Settings) -> tuple[Any, dict[str, Any]]:
@@ -28,6 +36,7 @@ def connection_options(settings: Settings) -> tuple[Any, dict[str, Any]]:
     shown = shown_url(settings.redis_url)
     try:
         given = dict(parse_url(settings.redis_url))  # type: ignore[no-untyped-call]  # redis-py
+        given.update({name: read(given[name]) for name, read in _TLS.items() if name in given})
     except ValueError:  # an option of the wrong type
         allowed = "a URL whose options redis-py understands"
         raise ConfigurationError("rts_redis_url", shown, allowed) from None

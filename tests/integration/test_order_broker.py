@@ -473,11 +473,19 @@ def test_without_emulated_acknowledgements_a_worker_keeps_the_order(
     [("broker_url", "broker_use_ssl"), ("result_backend", "redis_backend_use_ssl")],
 )
 def test_rts_goes_the_brokers_way_with_its_certificates(
-    tmp_path: Path, scheme: str, of: str, beside: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, of: str, beside: str
 ) -> None:
+    # As before redis-py 8.
+    parsers = redis.connection.URL_QUERY_ARGUMENT_PARSERS
+    monkeypatch.delitem(parsers, "ssl_min_version", raising=False)
     with behind_tls(tmp_path) as (url, _):
         place, _, checks = url.partition("://")[2].partition("?")
-        tls = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": checks.rpartition("=")[2]}
+        tls = {
+            "ssl_cert_reqs": ssl.CERT_REQUIRED,
+            "ssl_ca_certs": checks.rpartition("=")[2],
+            "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+            "ssl_validate_ocsp_stapled": False,
+        }
         app = Celery("app")
         app.conf.update({of: f"{scheme}://{place}", beside: tls})
         link = Link(replace(Settings.from_conf(app.conf), connect_timeout=5.0, timeout=5.0))

@@ -268,6 +268,13 @@ def test_the_environment_overrides_the_multiplier() -> None:
         (
             {
                 "broker_url": "redis://a",
+                "broker_use_ssl": {"ssl_min_version": ssl.TLSVersion.TLSv1_2},
+            },
+            "rediss://a?ssl_min_version=771",
+        ),
+        (
+            {
+                "broker_url": "redis://a",
                 "broker_use_ssl": {"ssl_include_verify_flags": [ssl.VERIFY_X509_STRICT]},
             },
             "rediss://a?ssl_include_verify_flags=VERIFY_X509_STRICT",
