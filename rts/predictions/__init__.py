@@ -12,12 +12,12 @@ the workers; and :mod:`~rts.predictions.taken_tasks` infers from both what has s
 workers hold.
 
 :mod:`~rts.predictions.forecast` runs many simulations from there
-(:class:`~rts.predictions.queue_simulation.QueueSimulation`). Each draws runtimes
-(:mod:`~rts.predictions.runtimes`) and arrivals (:mod:`~rts.predictions.arrivals`), and
-accounts for what workers have prefetched (:mod:`~rts.predictions.prefetched_work`). Together
-they make a :class:`~rts.predictions.prediction.Prediction`. Queues and their orders are those
-of :mod:`rts.simulation.queues` and :mod:`rts.simulation.orders`. The simulator there is another
-one: it plays a known workload from an idle start, and learns taus on the way.
+(:class:`~rts.predictions.queue_simulation.QueueSimulation`), of the same
+:mod:`~rts.simulation.workers`, queues and orders that a replay has. (What differs is what
+happens when: a replay plays a known workload from an idle start, and learns taus on the way.)
+Each draws runtimes (:mod:`~rts.predictions.runtimes`) and arrivals
+(:mod:`~rts.predictions.arrivals`). Together they make a
+:class:`~rts.predictions.prediction.Prediction`.
 
 :mod:`~rts.predictions.routing` chooses queues by :mod:`~rts.predictions.pressures`.
 """

@@ -136,15 +136,15 @@ def _ahead(snapshot: Snapshot, target: int, work: Work) -> int:
     everyone = WorkerGroup(snapshot.slots, tuple(sorted(queues)))
     line = Queues(snapshot.order, [everyone], in_turn=snapshot.in_turn)
     waiting = snapshot.waiting
-    among = [number for number, other in enumerate(waiting) if other.queue in queues]
-    for number in among:
-        line.push(waiting[number].queue, waiting[number].waiting(number))
+    for other, task in zip(waiting, snapshot.line, strict=True):
+        if other.queue in queues:
+            line.push(other.queue, task)
     ahead = 0.0
-    while (task := line.pop(0, snapshot.now, len(among) + 1)) is not None:
+    while (found := line.pop(0, snapshot.now, may=True)) is not None:
+        _, task, _ = found
         if task.number == target:
             break
-        ahead += waiting[task.number].weight
-        line.ended(task.number)  # else demoted tasks would stop at their share of the slots
+        ahead += task.weight
     return round(ahead) + held
 
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from rts.predictions.arrivals import Arrivals
-from rts.predictions.prefetched_work import PrefetchedWork
 from rts.predictions.runtimes import TRIES, Runtimes
 from rts.predictions.snapshot import Snapshot
 from rts.predictions.work import Work
-from rts.simulation.queues import Queues
+from rts.simulation.orders import Waiting
+from rts.simulation.workers import Worker, Workers
 from rts.unfinished.heartbeat import BEAT_S
 
 #: Seconds within which a message is claimed if a slot is free.
@@ -23,8 +23,6 @@ ENDED_S = 0.25
 #: A task that stands for several is served in parts, so that time passes between them and some
 #: may turn hopeless: each is at most this share of all tasks taken before.
 PART = 0.02
-#: Polls of workers that count as one event.
-POLLS = 16
 #: Unknown runs are numbered downwards from here.
 UNKNOWN = -(1 << 40)
 
@@ -44,71 +42,68 @@ class QueueSimulation:
         self.now = snapshot.now
         #: Events so far, a measure of the effort.
         self.events = 0
-        self._groups = snapshot.worker_groups
-        self._slots = sum(group.slots for group in self._groups)
-        self._queues = Queues(snapshot.order, self._groups, in_turn=snapshot.in_turn)
+        groups = snapshot.worker_groups
+        # Which of them has waited longest for a message is unknown.
+        ranks = rng.sample(range(len(groups)), len(groups))
+        self._workers = Workers(
+            [groups[number] for number in ranks],
+            snapshot.order,
+            in_turn=snapshot.in_turn,
+            split=self._split,
+        )
+        #: By the number of their group.
+        self._by_group = dict(sorted(zip(ranks, self._workers.each, strict=True)))
+        self._order = snapshot.order()
         self._runtimes = runtimes
         self._stretch = 1 / snapshot.share
         self._works = [*snapshot.waiting]
         self._arrivals = arrivals.stream(snapshot.unknown_since)
         self._held = snapshot.held
-        for number, work in enumerate(self._works):
-            self._push(number, work)
-        #: Heap of end, number and group of each run; and busy slots by group.
-        self._ends: list[tuple[float, int, int]] = []
-        self._busy = [0] * len(self._groups)
-        #: Waiting tasks that were taken.
+        #: Heap of the end and the number of each run.
+        self._ends: list[tuple[float, int]] = []
+        #: Heap of tasks with an eta by when they are ready.
+        self._later: list[tuple[float, int, Waiting]] = []
+        #: Tasks that were taken of those that stand for several.
         self._taken = 0.0
+        for work, task in zip(self._works, snapshot.line, strict=True):
+            self._push(work, task)
         self._resume(snapshot, rng)
-        #: All groups in the order in which the broker serves them; and those that may be able
-        #: to take something now.
-        self._serving = rng.sample(range(len(self._groups)), len(self._groups))
-        self._polling: Sequence[int] = self._serving
-        self._prefetched = PrefetchedWork(self._groups)
-        #: Heap of ready time, group and number of held tasks with an eta.
-        self._later: list[tuple[float, int, int]] = []
         self._assign_held(snapshot.held_by, rng)
         self._fill(snapshot, rng)
+        self._workers.start_held()
 
     def _resume(self, snapshot: Snapshot, rng: random.Random) -> None:
         """Begin the runs in progress, as far as there are slots. One that was in progress a
         moment ago may have ended since: what has followed it is unknown too.
         """
-        demoted = []
+        self._workers.resume_turns(snapshot.turns)
         for position, (work, started, group) in enumerate(snapshot.running):
-            if self._busy[group] == self._groups[group].slots:
+            worker = self._by_group[group]
+            if not worker.has_free_slot():
                 continue
             number = -1 - len(self._held) - position
             known_s = self.now - rng.random() * ENDED_S - started
             end = started + self._runtimes.draw_longer(work, known_s)
-            if end <= self.now:
-                continue
-            self._begin(end, number, group)
-            if self._is_demoted(work, started):
-                demoted.append(number)
-        self._queues.resume(snapshot.turns, demoted)
+            if end > self.now:
+                self._resume_one(worker, number, end, demoted=self._is_demoted(work, started))
 
     def _assign_held(self, held_by: Sequence[int | None], rng: random.Random) -> None:
-        """Assign the held tasks to their groups, or if unknown to any that has room. One that
-        should have started by now is with a group without a free slot, if there is one.
+        """Assign the held tasks to their workers, or if unknown to any that has room. One that
+        should have started by now is with a worker without a free slot, if there is one.
         """
         unknown = []
         for position, (work, group) in enumerate(zip_longest(self._held, held_by)):
             if group is None:
                 unknown.append((position, work))
             else:
-                self._hold(group, -1 - position, work)
-        full = [n for n, group in enumerate(self._groups) if self._busy[n] == group.slots]
+                self._hold(self._by_group[group], -1 - position, work)
+        everyone = [*self._by_group.values()]
+        full = [worker for worker in everyone if not worker.has_free_slot()]
         for position, work in unknown:
-            takers = self._takers(work.queue, full) if _waits_for_slot(work, self.now) else []
-            takers = takers or self._takers(work.queue, self._serving)
+            takers = _takers(work.queue, full) if _waits_for_slot(work, self.now) else []
+            takers = takers or _takers(work.queue, everyone)
             if takers:  # else no worker consumes its queue any more
                 self._hold(rng.choice(takers), -1 - position, work)
-
-    def _takers(self, queue: int, among: Sequence[int]) -> list[int]:
-        """Return which groups may have taken a message of *queue*."""
-        takers = [group for group in among if queue in self._groups[group].queues]
-        return list(filter(self._prefetched.has_room, takers)) or takers
 
     def _fill(self, snapshot: Snapshot, rng: random.Random) -> None:
         """Fill slots that cannot be free with unknown runs. If tasks wait that should have
@@ -119,25 +114,26 @@ class QueueSimulation:
         left = [work for work in snapshot.waiting if _waits_for_slot(work, self.now)]
         latest = {} if snapshot.by_arrival else snapshot.latest_arrivals
         by_queues: dict[tuple[int, ...], tuple[list[Work], list[Work]]] = {}
-        for number, group in enumerate(self._groups):
-            if self._busy[number] == group.slots:
+        for worker in self._by_group.values():
+            if not worker.has_free_slot():
                 continue
-            if group.queues not in by_queues:
-                own = [work for work in left if work.queue in group.queues]
-                by_queues[group.queues] = own, self._hopeful(own)
-            similar, hopeful = by_queues[group.queues]
-            held = map(self._work, self._prefetched.of(number))
+            queues = worker.group.queues
+            if queues not in by_queues:
+                own = [work for work in left if work.queue in queues]
+                by_queues[queues] = own, self._hopeful(own)
+            similar, hopeful = by_queues[queues]
+            held = (self._work(task.number) for task in worker.held)
             if line := [work for work in held if _waits_for_slot(work, self.now)]:
                 similar, hopeful = line + similar, self._hopeful(line) + hopeful
             if not similar:
                 continue
-            came = [work for queue in group.queues for work in latest.get(queue, ())]
-            while self._busy[number] < group.slots:
-                run = UNKNOWN - len(self._ends)
-                if not hopeful and not self._queues.hold_demoted(run, self._slots):
+            came = [work for queue in queues for work in latest.get(queue, ())]
+            while worker.has_free_slot():
+                if not hopeful and not worker.may_take_demoted():
                     break
                 end = self.now + self._rest_of_unknown(came or hopeful or similar, rng)
-                self._begin(end, run, number)
+                number = UNKNOWN - len(self._ends)
+                self._resume_one(worker, number, end, demoted=not hopeful)
 
     def _hopeful(self, works: Sequence[Work]) -> list[Work]:
         return [work for work in works if not self._is_demoted(work, self.now)]
@@ -161,119 +157,70 @@ class QueueSimulation:
         arrival = next(self._arrivals, None)
         while self.events < max_events:
             self.events += 1
-            if self._claims(target):
-                return self.now
+            for task in self._workers.take(self.now):
+                if task.number == target:
+                    return self.now
+                run_s = self._runtimes.draw(self._work(task.number))
+                end = self.now + run_s * task.weight * self._stretch
+                heapq.heappush(self._ends, (end, task.number))
+            if any(task.number == target for task in self._workers.dropped):
+                return math.inf
             later = self._later[0][0] if self._later else math.inf
             end = self._ends[0][0] if self._ends else math.inf
             if end <= later and (arrival is None or end <= arrival.arrival):
                 if end == math.inf:
                     return math.inf
-                self._end()
+                self.now, number = heapq.heappop(self._ends)
+                self._workers.ended(number)
             elif arrival is None or later <= arrival.arrival:
-                self.now, group, number = heapq.heappop(self._later)
-                self._hold(group, number, self._work(number))
-                self._polling = (group,)
+                self.now, _, task = heapq.heappop(self._later)
+                self._workers.ready(task)
             else:
                 self.now = arrival.arrival
                 self._works.append(arrival)
-                self._push(len(self._works) - 1, arrival)
-                self._polling = self._serving
+                self._push(arrival, arrival.waiting(len(self._works) - 1))
                 arrival = next(self._arrivals, None)
         return max(self.now, self._work(target).ready)
 
-    def _claims(self, target: int) -> bool:
-        """Let the groups take tasks in turn until none can; return whether the target has
-        started or was dropped.
-        """
-        polling = self._polling
-        self.events += len(polling) // POLLS
-        while polling:
-            taking: list[int] = []
-            for group in polling:
-                free = self._busy[group] < self._groups[group].slots
-                number = self._next(group, target, free)
-                if number is None:
-                    continue
-                taking.append(group)
-                work = self._work(number)
-                later = work.ready > self.now
-                if later:
-                    self._queues.ended(number)
-                if later or not free:
-                    self._hold(group, number, work)
-                elif number == target:
-                    return True
-                else:
-                    run_s = self._runtimes.draw(work) * work.weight * self._stretch
-                    self._begin(self.now + run_s, number, group)
-            if taking and len(self._polling) > 1:
-                self._served(taking)
-            polling = taking
-        return False
-
-    def _served(self, groups: Sequence[int]) -> None:
-        """Move *groups*, which have taken something, behind the others: Redis serves blocked
-        clients in the order in which they blocked.
-        """
-        last = set(groups)
-        self._serving = [n for n in self._serving if n not in last] + [*groups]
-
-    def _next(self, group: int, target: int, free: bool) -> int | None:
-        """Return the number of the task that *group* starts, if a slot is *free*, or else
-        prefetches; ``None``: none.
-        """
-        number = self._prefetched.pop(group) if free else None
-        if number is None and (free or self._prefetched.has_room(group)):
-            return self._take(group, target)
-        return number
-
-    def _take(self, group: int, target: int) -> int | None:
-        """Return the number of the task that *group* takes from its queues; ``None``: none.
-        If the target is dropped: its number, at an infinite time.
-        """
-        task = self._queues.pop(group, self.now, self._slots)
-        if self._queues.has_dropped(target):
-            self.now = math.inf
-            return target
-        if task is None:
-            return None
-        number = task.number
-        work = self._works[number]
-        if work.ready <= self.now:
-            part = min(work.weight, max(1.0, PART * self._taken))
-            self._taken += part
-            if part < work.weight:  # put back the rest of the tasks that it stands for
-                self._works[number] = work._replace(weight=part)
-                self._works.append(work._replace(weight=work.weight - part))
-                rest = task._replace(number=len(self._works) - 1)
-                self._queues.put_back(work.queue, rest)
-        return number
-
-    def _begin(self, end: float, number: int, group: int) -> None:
-        heapq.heappush(self._ends, (end, number, group))
-        self._busy[group] += 1
-
-    def _end(self) -> None:
-        self.now, number, group = heapq.heappop(self._ends)
-        self._busy[group] -= 1
-        self._polling = (group,) if self._queues.independent else self._serving
-        self._queues.ended(number)
+    def _split(self, task: Waiting) -> tuple[Waiting, Waiting | None]:
+        """Divide a waiting task that stands for several: see PART."""
+        part = min(task.weight, max(1.0, PART * self._taken))
+        self._taken += part
+        if part == task.weight:
+            return task, None
+        self._works.append(self._works[task.number])
+        rest = task._replace(number=len(self._works) - 1, weight=task.weight - part)
+        return task._replace(weight=part), rest
 
     def _work(self, number: int) -> Work:
         return self._works[number] if number >= 0 else self._held[-1 - number]
 
-    def _push(self, number: int, work: Work) -> None:
-        self._queues.push(work.queue, work.waiting(number))
+    def _push(self, work: Work, task: Waiting) -> None:
+        self._expect(task)
+        self._workers.push(task, work.queue)
+
+    def _hold(self, worker: Worker, number: int, work: Work) -> None:
+        task = work.waiting(number)
+        self._expect(task)
+        self._workers.hold(worker, task, self.now)
+
+    def _expect(self, task: Waiting) -> None:
+        """See to it that a task with an eta is started then."""
+        if task.ready > self.now:
+            heapq.heappush(self._later, (task.ready, task.number, task))
+
+    def _resume_one(self, worker: Worker, number: int, end: float, *, demoted: bool) -> None:
+        heapq.heappush(self._ends, (end, number))
+        self._workers.resume(worker, number, demoted=demoted)
 
     def _is_demoted(self, work: Work, now: float) -> bool:
-        return self._queues.is_demoted(work.queue, work.waiting(UNKNOWN), now)
+        return self._order.is_demoted(work.waiting(UNKNOWN), now)
 
-    def _hold(self, group: int, number: int, work: Work) -> None:
-        """Have *group* hold a task: it starts in its turn, once it is ready."""
-        if work.ready > self.now:
-            heapq.heappush(self._later, (work.ready, group, number))
-        else:
-            self._prefetched.add(group, number, work.weight)
+
+def _takers(queue: int, workers: Sequence[Worker]) -> list[Worker]:
+    """Return which of *workers* may have taken a message of *queue*."""
+    takers = [worker for worker in workers if queue in worker.group.queues]
+    return [worker for worker in takers if worker.has_room()] or takers
 
 
 def _waits_for_slot(work: Work, now: float) -> bool:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from rts.predictions.work import Work
-from rts.simulation.orders import FirstComeFirstServed
+from rts.simulation.orders import FirstComeFirstServed, Waiting
 from rts.simulation.queues import OrderMaker, WorkerGroup
 from rts.tau.sketch import Sketch
 
@@ -70,6 +70,11 @@ class Snapshot:
     def unknown_since(self) -> float:
         """The instant since which arrivals have to be drawn."""
         return max(self.now, self.known_until)
+
+    @cached_property
+    def line(self) -> Sequence[Waiting]:
+        """The waiting tasks as orders take them, by their positions."""
+        return [work.waiting(number) for number, work in enumerate(self.waiting)]
 
     @cached_property
     def by_arrival(self) -> bool:

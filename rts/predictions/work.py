@@ -37,7 +37,15 @@ class Work(NamedTuple):
 
     def waiting(self, number: int) -> Waiting:
         """Return it as an order takes it, with this *number*."""
-        return Waiting(self.arrival, self.tau, self.deadline, number, self.due)
+        return Waiting(
+            self.arrival,
+            self.tau,
+            self.deadline,
+            number,
+            self.due,
+            ready=self.ready,
+            weight=self.weight,
+        )
 
 
 def work_of(task: Execution | Recent | OpenTask, ready: float = 0.0, queue: int = 0) -> Work:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from rts.deadlines import demoted_slots, hopeful_until
+from rts.deadlines import hopeful_until
 from rts.rule import Rule
 from rts.settings import Settings
 
@@ -34,34 +34,41 @@ class Waiting(NamedTuple):
     rank: int = 0
     #: Not to start before, such as its eta; a worker may take it earlier.
     ready: float = -math.inf
+    #: How many tasks it stands for, itself included: of a long queue only a sample is known.
+    weight: float = 1.0
 
 
 class Order:
-    """A queue under some discipline, by default without demotion, in one simulation."""
+    """A queue under some discipline, by default without demotion, in one simulation.
 
-    #: Tasks that the last pop has dropped for good.
-    dropped: Sequence[Waiting] = ()
+    A worker says at each claim whether it *may* take a demoted task, as in ``claim.lua``.
+    """
+
+    #: Share of its slots that a worker gives to demoted tasks, at most.
+    hopeless_slots = 1.0
+    #: Claims while demoted tasks waited.
+    turns = 0
+    #: Whether the last pop has returned a demoted task.
+    took_demoted = False
 
     def __init__(self) -> None:
-        #: Claims while demoted tasks waited.
-        self.turns = 0
-        #: Numbers of the demoted tasks that hold a slot. Queues of the same workers share it.
-        self.held: set[int] = set()
+        #: Tasks that were dropped for good since somebody has cleared it.
+        self.dropped: list[Waiting] = []
 
     def push(self, task: Waiting) -> None:
         """Add a task that has arrived."""
         raise NotImplementedError
 
-    def pop(self, now: float, slots: int) -> Waiting | None:
-        """Return the task to start at *now* on a free one of *slots*; ``None``: none."""
+    def pop(self, now: float, may: bool) -> Waiting | None:
+        """Return the task to take at *now*; ``None``: none."""
         raise NotImplementedError
 
     def demote(self, now: float) -> None:
         """Demote, or drop, the first tasks as far as they are hopeless."""
 
-    def is_late_turn(self, slots: int) -> bool | None:
-        """Count a claim and return whether it is the turn of a demoted task; ``None``, and not
-        counted: none may be taken.
+    def is_late_turn(self) -> bool | None:
+        """Count a claim that may take a demoted task and return whether it is the turn of one;
+        ``None``, and not counted: none waits.
         """
         return None
 
@@ -69,11 +76,11 @@ class Order:
         """Return the arrival of the demoted task that has waited longest; inf: none waits."""
         return math.inf
 
-    def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
+    def pop_hopeful(self, now: float) -> Waiting | None:
         """Pop a task that goes before the demoted tasks of all queues; ``None``: none."""
-        return self.pop(now, slots)
+        return self.pop(now, may=False)
 
-    def pop_demoted(self, slots: int) -> Waiting | None:
+    def pop_demoted(self) -> Waiting | None:
         """Pop a demoted task; ``None``: none."""
         return None
 
@@ -84,10 +91,6 @@ class Order:
     def is_demoted(self, task: Waiting, now: float) -> bool:
         """Return whether *task* would be demoted at *now*."""
         return False
-
-    def may_take_demoted(self, slots: int) -> bool:
-        """Return whether another demoted task may hold one of *slots*."""
-        return True
 
 
 class FirstComeFirstServed(Order):
@@ -103,7 +106,7 @@ class FirstComeFirstServed(Order):
     def put_back(self, task: Waiting) -> None:
         self._queue.appendleft(task)
 
-    def pop(self, now: float, slots: int) -> Waiting | None:
+    def pop(self, now: float, may: bool) -> Waiting | None:
         return self._queue.popleft() if self._queue else None
 
 
@@ -120,7 +123,7 @@ class LeastFirst(Order):
         self._pushed += 1
         heapq.heappush(self._heap, (self._key(task), self._pushed, task))
 
-    def pop(self, now: float, slots: int) -> Waiting | None:
+    def pop(self, now: float, may: bool) -> Waiting | None:
         return heapq.heappop(self._heap)[2] if self._heap else None
 
     def least(self) -> float:
@@ -134,7 +137,7 @@ class EarliestDeadlineFirst(Order):
     def __init__(self, rule: Rule = Rule()) -> None:  # noqa: B008  it is frozen
         super().__init__()
         self._mode = rule.hopeless
-        self._hopeless_slots = rule.hopeless_slots
+        self.hopeless_slots = rule.hopeless_slots
         self._every = rule.late_every
         self._work = rule.work
         self._hopeful: list[tuple[float, float, int, Waiting]] = []
@@ -145,25 +148,23 @@ class EarliestDeadlineFirst(Order):
         score = task.deadline + (self._work * task.tau if task.due else 0.0)
         heapq.heappush(self._hopeful, (score, task.arrival, task.number, task))
 
-    def pop(self, now: float, slots: int) -> Waiting | None:
+    def pop(self, now: float, may: bool) -> Waiting | None:
         self.demote(now)
-        if self.is_late_turn(slots):
-            return self.pop_demoted(slots)
-        return self.pop_hopeful(now, slots) or self.pop_demoted(slots)
+        if may and self.is_late_turn():
+            return self.pop_demoted()
+        return self.pop_hopeful(now) or (self.pop_demoted() if may else None)
 
     def demote(self, now: float) -> None:
-        dropped: list[Waiting] = []
         while self._hopeful and self._is_hopeless(task := self._hopeful[0][3], now):
             heapq.heappop(self._hopeful)
             if self._mode == "drop":
-                dropped.append(task)
+                self.dropped.append(task)
             else:
                 heapq.heappush(self._demoted, (task.arrival, task.number, task))
-        self.dropped = dropped
 
-    def is_late_turn(self, slots: int) -> bool | None:
+    def is_late_turn(self) -> bool | None:
         # As in claim.lua, only claims while demoted tasks wait are counted.
-        if not self._demoted or not self._every or not self.may_take_demoted(slots):
+        if not self._demoted or not self._every:
             return None
         self.turns += 1
         return self.turns % self._every == 0
@@ -171,16 +172,14 @@ class EarliestDeadlineFirst(Order):
     def demoted_since(self) -> float:
         return self._demoted[0][0] if self._demoted else math.inf
 
-    def pop_hopeful(self, now: float, slots: int) -> Waiting | None:
+    def pop_hopeful(self, now: float) -> Waiting | None:
         """Pop the first task that is not demoted; :meth:`demote` comes first."""
+        self.took_demoted = False
         return heapq.heappop(self._hopeful)[3] if self._hopeful else None
 
-    def pop_demoted(self, slots: int) -> Waiting | None:
-        if not self._demoted or not self.may_take_demoted(slots):
-            return None
-        task = heapq.heappop(self._demoted)[2]
-        self.held.add(task.number)
-        return task
+    def pop_demoted(self) -> Waiting | None:
+        self.took_demoted = True
+        return heapq.heappop(self._demoted)[2] if self._demoted else None
 
     def is_demoted(self, task: Waiting, now: float) -> bool:
         return self._mode == "demote" and self._is_hopeless(task, now)
@@ -188,9 +187,6 @@ class EarliestDeadlineFirst(Order):
     def _is_hopeless(self, task: Waiting, now: float) -> bool:
         late = now > hopeful_until(task.deadline, task.tau)
         return late and task.due and self._mode != "keep"
-
-    def may_take_demoted(self, slots: int) -> bool:
-        return len(self.held) < demoted_slots(self._hopeless_slots, slots)
 
 
 #: Names of the orders on the command line.

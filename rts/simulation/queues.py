@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rts.simulation.orders import EarliestDeadlineFirst, LeastFirst, Order, Waiting
+from rts.simulation.orders import LeastFirst, Order, Waiting
 
 OrderMaker = Callable[[], Order]
 
@@ -39,27 +39,17 @@ class Queues:
         self._by_key = [order for order in self._orders if isinstance(order, LeastFirst)]
         self._cycles = [list(group.queues) for group in groups]
         self._in_turn = in_turn
-        #: Whether what a group may take is independent of what the others run.
-        self.independent = not isinstance(self._orders[0], EarliestDeadlineFirst)
-        #: Numbers of the demoted tasks that hold a slot, of all queues.
-        self._held = self._orders[0].held
-        for other in self._orders:
-            other.held = self._held
+        #: Tasks that were dropped for good since somebody has cleared it.
+        self.dropped: list[Waiting] = []
+        for each in self._orders:
+            each.dropped = self.dropped
+        #: Share of its slots that a worker gives to demoted tasks, at most.
+        self.hopeless_slots = self._orders[0].hopeless_slots
 
-    def resume(self, turns: Sequence[int], held: Iterable[int]) -> None:
-        """Start from the state of real queues: their counts of *turns*, 0 for those beyond, and
-        the numbers of the demoted tasks that hold slots.
-        """
+    def resume_turns(self, turns: Sequence[int]) -> None:
+        """Start from the *turns* that real queues have counted; 0 for those beyond."""
         for order, count in zip(self._orders, turns, strict=False):
             order.turns = count
-        self._held.update(held)
-
-    def hold_in(self, held: set[int], group: int) -> None:
-        """Have *held* be the numbers of the demoted tasks that hold slots, for the next pop of
-        *group*: a worker that counts its own.
-        """
-        for number in self._cycles[group]:
-            self._orders[number].held = held
 
     def push(self, queue: int, task: Waiting) -> None:
         """Add a task that has arrived in a queue."""
@@ -69,73 +59,45 @@ class Queues:
         """Add a task at the position of the one that was popped last."""
         self._orders[queue].put_back(task)
 
-    def pop(self, group: int, now: float, slots: int) -> Waiting | None:
-        """Return the task that *group* takes at *now*; ``None``: none. *slots*: of all."""
-        orders, cycle = self._orders, self._cycles[group]
+    def pop(self, group: int, now: float, may: bool) -> tuple[int, Waiting, bool] | None:
+        """Return what *group* takes at *now*: the number of the queue, the task, and whether it
+        was demoted; ``None``: nothing. *may*: see :class:`Order`.
+        """
+        cycle = self._cycles[group]
         if len(cycle) == 1:
-            return orders[cycle[0]].pop(now, slots)
-        found = self._pop_of_several(cycle, now, slots)
-        if found is None:
-            return None
-        number, task = found
-        if self._in_turn:
-            cycle.remove(number)
-            cycle.append(number)
-        return task
+            (number,) = cycle
+            task = self._orders[number].pop(now, may)
+        else:
+            number, task = self._pop_of_several(cycle, now, may)
+            if task is not None and self._in_turn:
+                cycle.remove(number)
+                cycle.append(number)
+        return None if task is None else (number, task, self._orders[number].took_demoted)
 
     def _pop_of_several(
-        self, cycle: Sequence[int], now: float, slots: int
-    ) -> tuple[int, Waiting] | None:
+        self, cycle: Sequence[int], now: float, may: bool
+    ) -> tuple[int, Waiting | None]:
         """Return the task that comes next in the queues of *cycle*, after that queue's number,
         as ``claim.lua`` does.
         """
         orders = self._orders
         if by_key := self._by_key:
             least = min(cycle, key=lambda each: by_key[each].least())
-            task = by_key[least].pop(now, slots)
-            return None if task is None else (least, task)
-        late: bool | None = None
+            return least, by_key[least].pop(now, may)
+        late = None if may else False
         for number in cycle:
             order = orders[number]
             order.demote(now)
             if late is None:  # a claim counts once
-                late = order.is_late_turn(slots)
+                late = order.is_late_turn()
             if late:
                 number = min(cycle, key=lambda each: orders[each].demoted_since())
-                task = orders[number].pop_demoted(slots)
-            else:
-                task = order.pop_hopeful(now, slots)
+                return number, orders[number].pop_demoted()
+            task = order.pop_hopeful(now)
             if task is not None:
                 return number, task
-        for number in cycle:
-            task = orders[number].pop_demoted(slots)
+        for number in cycle if may else ():
+            task = orders[number].pop_demoted()
             if task is not None:
                 return number, task
-        return None
-
-    def take_dropped(self, group: int) -> list[Waiting]:
-        """Return the tasks that the pops of *group* have dropped since the last time."""
-        found: list[Waiting] = []
-        for number in self._cycles[group]:
-            found += self._orders[number].dropped
-            self._orders[number].dropped = ()
-        return found
-
-    def has_dropped(self, number: int) -> bool:
-        """Return whether the last pops have dropped the task with this number."""
-        return any(task.number == number for order in self._orders for task in order.dropped)
-
-    def ended(self, number: int) -> None:
-        """Release the slot of a task."""
-        self._held.discard(number)
-
-    def is_demoted(self, queue: int, task: Waiting, now: float) -> bool:
-        """Return whether *task* would be demoted at *now*."""
-        return self._orders[queue].is_demoted(task, now)
-
-    def hold_demoted(self, number: int, slots: int) -> bool:
-        """Give a demoted task, never pushed, one of *slots*; return whether it may have one."""
-        if not self._orders[0].may_take_demoted(slots):
-            return False
-        self._held.add(number)
-        return True
+        return cycle[0], None

@@ -164,11 +164,11 @@ class _Simulation:
                     workers.ready(task)
                 elif self._end_run(task, now):
                     yield self._outcome(task, started_at, now)
-            workers.take(now)
+            started = workers.take(now)
             for dropped in workers.dropped:
                 self._publish(dropped, now)
                 yield self._outcome(dropped, NEVER, NEVER)
-            while (chosen := workers.start()) is not None:
+            for chosen in started:
                 self._start(chosen, now)
 
     def _expect_root(self) -> None:

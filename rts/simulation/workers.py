@@ -3,40 +3,68 @@
 A message that a worker has taken waits for a slot of that worker, though another one may be
 idle: one that it has prefetched in the broker's own order, and in any order one with an eta.
 Workers take these as soon as they are first in the order, hold them without a slot until they
-are ready, and start them before whatever they take afterwards. (Predictions keep what workers
-hold in :mod:`rts.predictions.prefetched_work`.)
+are ready, and start them before whatever they take afterwards.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
+from rts.deadlines import demoted_slots
 from rts.simulation.orders import Waiting
 from rts.simulation.queues import OrderMaker, Queues, WorkerGroup
 
+#: Workers of the same queues that have room, the one that has waited longest first.
+Line = OrderedDict["Worker", None]
+
 
 @dataclass(eq=False)
-class _Worker:
+class Worker:
+    """The state of a worker."""
+
     number: int
     group: WorkerGroup
     #: Counts up: of two that have room, the lesser one has waited longer for a message.
     since: int
+    #: Slots that demoted tasks may hold.
+    most_demoted: int
+    #: The one in which it waits for a message if it has room.
+    line: Line
     running: int = 0
-    #: Tasks that wait for one of its slots.
+    #: Tasks that wait for one of its slots, and how many messages they stand for.
     held: deque[Waiting] = field(default_factory=deque)
+    held_weight: float = 0.0
     #: Numbers of the demoted tasks that it has taken and not ended.
     demoted: set[int] = field(default_factory=set)
 
+    def has_free_slot(self) -> bool:
+        """Return whether a task could start now."""
+        return self.running < self.group.slots
+
     def has_room(self) -> bool:
-        return len(self.held) < self.group.slots - self.running + self.group.prefetch
+        """Return whether it takes another task."""
+        return self.running < self.group.slots or self.held_weight < self.group.prefetch
 
+    def may_take_demoted(self) -> bool:
+        """Return whether another slot may go to a demoted task."""
+        return len(self.demoted) < self.most_demoted
 
-#: The workers of the same queues that have room, the one that has waited longest first.
-_Open = OrderedDict[_Worker, None]
+    def hold(self, task: Waiting) -> None:
+        """Have *task* wait for a slot."""
+        self.held.append(task)
+        self.held_weight += task.weight
+
+    def start(self) -> Waiting:
+        """Start the task that it has held longest."""
+        task = self.held.popleft()
+        # Weights are fractions: rounded, their sum may end below 0, as if there were room.
+        self.held_weight = self.held_weight - task.weight if self.held else 0.0
+        self.running += 1
+        return task
 
 
 class Workers:
@@ -46,30 +74,47 @@ class Workers:
     pushed, or a run that ends, lets one take again: the others are not asked.
     """
 
-    def __init__(self, workers: Sequence[WorkerGroup], order: OrderMaker) -> None:
-        self._queues = Queues(order, workers, in_turn=True)
-        numbers = {number for worker in workers for number in worker.queues}
+    def __init__(
+        self,
+        groups: Sequence[WorkerGroup],
+        order: OrderMaker,
+        *,
+        in_turn: bool = True,
+        split: Callable[[Waiting], tuple[Waiting, Waiting | None]] | None = None,
+    ) -> None:
+        """*in_turn*: see :class:`Queues`. *split* divides a task that was taken and stands for
+        several into what the worker gets of it and the rest, which goes on waiting.
+        """
+        self._queues = Queues(order, groups, in_turn=in_turn)
+        self._split = split
+        numbers = {number for group in groups for number in group.queues}
         #: The number of the queue, if there is only one: then all tasks wait in it.
         self._only = min(numbers) if len(numbers) == 1 else None
         #: Tasks that wait in the queues.
         self._waiting = 0
-        self._turns = len(workers)
-        #: Those that have room, by the queues that they take from; and by each of these.
-        self._open: defaultdict[tuple[int, ...], _Open] = defaultdict(OrderedDict)
-        for number, group in enumerate(workers):
-            self._open[group.queues][_Worker(number, group, number)] = None
-        self._open_of = {
-            number: [of for queues, of in self._open.items() if number in queues]
+        self._turns = len(groups)
+        share = self._queues.hopeless_slots
+        lines: defaultdict[tuple[int, ...], Line] = defaultdict(OrderedDict)
+        #: In the order of *groups*.
+        self.each = [
+            Worker(n, group, n, demoted_slots(share, group.slots), lines[group.queues])
+            for n, group in enumerate(groups)
+        ]
+        for worker in self.each:
+            if worker.has_room():
+                worker.line[worker] = None
+        #: By queue: the lines of those that take from it.
+        self._lines = {
+            number: [line for queues, line in lines.items() if number in queues]
             for number in numbers
         }
-        #: What has happened since the last :meth:`take`: workers that have ended a run, and the
-        #: queues of the tasks that were pushed.
-        self._freed: list[_Worker] = []
+        #: What has happened since the last :meth:`take`: workers that have ended a run, the
+        #: queues of the tasks that were pushed, and the tasks that have started.
+        self._freed: list[Worker] = []
         self._pushed: list[int] = []
-        #: Those that may start a task.
-        self._starting: list[_Worker] = []
+        self._started: list[Waiting] = []
         #: By the number of a task that was taken and has not ended.
-        self._takers: dict[int, _Worker] = {}
+        self._takers: dict[int, Worker] = {}
         #: Numbers of those that were taken before they were ready.
         self._early: set[int] = set()
         #: Tasks that the last :meth:`take` has dropped for good.
@@ -83,84 +128,121 @@ class Workers:
         self._queues.push(queue, task)
         self._pushed.append(queue)
 
-    def take(self, now: float) -> None:
-        """Have the workers take what they have room for."""
+    def take(self, now: float) -> list[Waiting]:
+        """Have the workers take what they have room for; return the tasks that have started."""
         self.dropped = []
         for worker in self._freed:
             while self._waiting and worker.has_room() and self._take(worker, now):
                 pass
         self._freed.clear()
-        for queue in self._pushed:
-            for worker in self._with_room(queue):
-                if not self._waiting or self._take(worker, now):
-                    break
-        self._pushed.clear()
+        while self._pushed:
+            queue = self._pushed.pop()
+            if self._waiting and any(self._take(w, now) for w in self._takers_of(queue)):
+                continue
+            # Nobody takes anything from it.
+            self._pushed = [other for other in self._pushed if other != queue]
+        started, self._started = self._started, []
+        return started
 
-    def _with_room(self, queue: int) -> Iterable[_Worker]:
+    def _takers_of(self, queue: int) -> Iterable[Worker]:
         """Return those that take from *queue* and have room, the one that has waited longest
         first.
         """
-        open_of = self._open_of[queue]
-        if len(open_of) == 1:
-            return open_of[0]
-        return heapq.merge(*open_of, key=attrgetter("since"))
+        lines = self._lines[queue]
+        if len(lines) == 1:
+            return lines[0]
+        return heapq.merge(*lines, key=attrgetter("since"))
 
-    def _take(self, worker: _Worker, now: float) -> bool:
+    def _take(self, worker: Worker, now: float) -> bool:
         """Have *worker* take a task; return whether there was one for it."""
         queues = self._queues
-        queues.hold_in(worker.demoted, worker.number)
-        task = queues.pop(worker.number, now, worker.group.slots)
-        if dropped := queues.take_dropped(worker.number):
-            self._waiting -= len(dropped)
-            self.dropped += dropped
-        if task is None:
+        found = queues.pop(worker.number, now, worker.may_take_demoted())
+        if queues.dropped:
+            self._waiting -= len(queues.dropped)
+            self.dropped += queues.dropped
+            queues.dropped.clear()
+        if found is None:
             return False
+        queue, task, demoted = found
         self._waiting -= 1
-        self._wait(worker)
+        if task.weight > 1 and self._split is not None and task.ready <= now:
+            task, rest = self._split(task)
+            if rest is not None:
+                self._waiting += 1
+                queues.put_back(queue, rest)
+                self._pushed.append(queue)
         self._takers[task.number] = worker
         if task.ready > now:
             self._early.add(task.number)
-            worker.demoted.discard(task.number)
         else:
-            self._hold(task, worker)
+            if demoted:
+                worker.demoted.add(task.number)
+            if worker.has_free_slot():
+                worker.running += 1
+                self._started.append(task)
+            else:
+                worker.hold(task)
+        self._turns += 1
+        worker.since = self._turns
+        if worker.has_room():
+            worker.line.move_to_end(worker)
+        else:
+            del worker.line[worker]
         return True
 
     def ready(self, task: Waiting) -> None:
         """Have the worker that holds *task*, if one has taken it, start it in its turn."""
         if task.number in self._early:
             self._early.remove(task.number)
-            self._hold(task, self._takers[task.number])
-
-    def start(self) -> Waiting | None:
-        """Return a task that one of the workers now starts; ``None``: none."""
-        while self._starting:
-            worker = self._starting[-1]
-            if worker.held and worker.running < worker.group.slots:
-                worker.running += 1
-                return worker.held.popleft()
-            self._starting.pop()
-        return None
+            worker = self._takers[task.number]
+            worker.hold(task)
+            self._start(worker)
 
     def ended(self, number: int) -> None:
         """Release the slot of a task."""
         worker = self._takers.pop(number)
         worker.demoted.discard(number)
         worker.running -= 1
-        self._starting.append(worker)
         self._freed.append(worker)
-        if worker.has_room() and worker not in self._open[worker.group.queues]:
-            self._wait(worker)
+        self._start(worker)
 
-    def _wait(self, worker: _Worker) -> None:
-        """Have *worker* wait for a message, behind the others."""
-        self._turns += 1
-        worker.since = self._turns
-        workers = self._open[worker.group.queues]
-        workers[worker] = None
-        workers.move_to_end(worker)
-
-    def _hold(self, task: Waiting, worker: _Worker) -> None:
-        worker.held.append(task)
-        self._starting.append(worker)
+    def _start(self, worker: Worker) -> None:
+        """Have *worker* start what it holds, as far as slots are free; then wait for a message,
+        behind the others, if it has room.
+        """
+        while worker.held and worker.has_free_slot():
+            self._started.append(worker.start())
         if not worker.has_room():
-            self._open[worker.group.queues].pop(worker, None)
+            worker.line.pop(worker, None)
+        elif worker not in worker.line:
+            self._turns += 1
+            worker.since = self._turns
+            worker.line[worker] = None
+
+    # The state of real workers to begin with
+
+    def resume_turns(self, turns: Sequence[int]) -> None:
+        """See :meth:`Queues.resume_turns`."""
+        self._queues.resume_turns(turns)
+
+    def resume(self, worker: Worker, number: int, *, demoted: bool) -> None:
+        """Have a task run on a free slot of *worker*."""
+        self._takers[number] = worker
+        worker.running += 1
+        if demoted:
+            worker.demoted.add(number)
+
+    def hold(self, worker: Worker, task: Waiting, now: float) -> None:
+        """Have *worker* hold a task."""
+        self._takers[task.number] = worker
+        if task.ready > now:
+            self._early.add(task.number)
+        else:
+            worker.hold(task)
+
+    def start_held(self) -> None:
+        """Have all workers start what they hold, and wait for messages as far as they have
+        room: once it is known what else they run and hold.
+        """
+        for worker in self.each:
+            self._start(worker)

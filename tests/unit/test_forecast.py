@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,6 @@ from rts.predictions import forecast
 from rts.predictions.initial_state import busy_since
 from rts.predictions.new_tasks import MAX_FRESH_S, Reading
 from rts.predictions.prediction import Prediction
-from rts.predictions.prefetched_work import PrefetchedWork
 from rts.predictions.queue_parts import SAMPLE, sampled
 from rts.predictions.queue_simulation import QueueSimulation
 from rts.predictions.snapshot import Running, Snapshot
@@ -35,6 +35,7 @@ from rts.simulation.orders import (
 from rts.simulation.queues import OrderMaker, Queues, WorkerGroup
 from rts.simulation.simulator import Outcome, simulate
 from rts.simulation.traces import Job, at_load, six_types
+from rts.simulation.workers import Worker, Workers
 from rts.tau.sketch import Sketch
 
 
@@ -222,8 +223,8 @@ def test_a_late_turn_serves_what_has_waited_longest_in_any_of_a_workers_queues()
     for number in range(3, 9):
         queues.push(number % 2, Waiting(90.0, 1.0, 900.0 + number, number))
     # Each of them counts the claims that begin with it.
-    popped = [queues.pop(0, 100.0, 8) for _ in range(9)]
-    assert [task and task.number for task in popped] == [4, 3, 6, 5, 1, 8, 7, 2, 0]
+    popped = [queues.pop(0, 100.0, may=True) for _ in range(9)]
+    assert [found and found[1].number for found in popped] == [4, 3, 6, 5, 1, 8, 7, 2, 0]
 
 
 @pytest.mark.parametrize(("turns", "first"), [([0, 19], 2), ([19, 0], 0)])
@@ -231,51 +232,57 @@ def test_a_claim_in_several_queues_counts_for_one_late_turn(
     turns: list[int], first: int
 ) -> None:
     line = Queues(EarliestDeadlineFirst, [WorkerGroup(4, (0, 1))], in_turn=True)
-    line.resume(turns, [])  # the next claim of one of the queues would be its twentieth
+    line.resume_turns(turns)  # the next claim of one of the queues would be its twentieth
     for number, (queue, deadline) in enumerate([(0, 1.0), (1, 1.0), (1, 200.0)]):
         line.push(queue, Waiting(0.0, 1.0, deadline, number))
-    found = line.pop(0, 100.0, 4)
-    assert found.number == first
+    found = line.pop(0, 100.0, may=True)
+    assert found[1].number == first
 
 
 def test_demoted_tasks_of_all_queues_may_hold_three_of_four_slots() -> None:
-    line = Queues(EarliestDeadlineFirst, [WorkerGroup(4, (0, 1))], in_turn=True)
+    workers = Workers([WorkerGroup(4, (0, 1))], EarliestDeadlineFirst)
     for number in range(4):
-        line.push(number % 2, Waiting(0.0, 1.0, 1.0, number))
-    found = [line.pop(0, 100.0, 4) for _ in range(4)]
-    assert [task and task.number for task in found] == [0, 1, 2, None]
-    line.ended(1)
-    assert line.pop(0, 100.0, 4)
+        workers.push(Waiting(0.0, 1.0, 1.0, number), number % 2)
+    assert len(workers.take(100.0)) == 3
+    assert workers.take(100.0) == []
+    workers.ended(1)
+    assert len(workers.take(100.0)) == 1
 
 
 def test_a_worker_that_prefetches_nothing_has_no_room_by_a_rounded_sum() -> None:
-    prefetched = PrefetchedWork([WorkerGroup(1)])
+    worker = Worker(0, WorkerGroup(3), 0, 0, OrderedDict())
     for number, weight in enumerate((1.0, 1.0, 2.6)):  # such as those whose eta has come
-        prefetched.add(0, number, weight)
-    assert [prefetched.pop(0) for _ in range(4)] == [0, 1, 2, None]
-    assert not prefetched.has_room(0)
+        worker.hold(Waiting(0.0, 1.0, 2.0, number, weight=weight))
+    assert [worker.start().number for _ in range(3)] == [0, 1, 2]
+    assert not worker.has_room()
 
 
 def test_a_worker_prefetches_again_once_a_prefetched_task_has_started() -> None:
-    prefetched = PrefetchedWork([WorkerGroup(1, prefetch=2.0)])
-    prefetched.add(0, 7, 2.0)
-    assert not prefetched.has_room(0)
-    assert prefetched.pop(0) == 7
-    assert prefetched.has_room(0)
+    worker = Worker(0, WorkerGroup(1, prefetch=2.0), 0, 0, OrderedDict())
+    worker.hold(Waiting(0.0, 1.0, 2.0, 6))
+    worker.start()
+    worker.hold(Waiting(0.0, 1.0, 2.0, 7, weight=2.0))
+    assert not worker.has_room()
+    worker.running = 0
+    assert worker.start().number == 7
+    assert worker.has_room()
 
 
-@pytest.mark.parametrize(("deadline", "start"), [(901.0, 1005.0), (9000.0, 1000.0)])
-def test_a_demoted_task_may_have_to_wait_for_the_end_of_one_on_another_worker(
-    deadline: float, start: float
+@pytest.mark.parametrize(
+    ("deadline", "queue", "start"),
+    [(901.0, 0, 1005.0), (9000.0, 0, 1000.0), (901.0, 1, 1000.0)],
+)
+def test_a_demoted_task_may_have_to_wait_for_the_end_of_one_on_its_worker(
+    deadline: float, queue: int, start: float
 ) -> None:
     exact: Any = Exact([])
     order = partial(EarliestDeadlineFirst, Rule(hopeless_slots=0.5))
     late = Work("mixed", 999.9, 1.0, 901.0, name="6.0")
-    runs = late._replace(deadline=deadline, queue=1)
+    runs = late._replace(deadline=deadline, queue=queue)
     snapshot = Snapshot(
-        *(1000.0, 1, [late]),
-        running=[Running(runs, 999.0, group=1)],
-        groups=[WorkerGroup(1, (0,)), WorkerGroup(1, (1,))],
+        *(1000.0, 2, [late]),
+        running=[Running(runs, 999.0, group=queue)],
+        groups=[WorkerGroup(2, (0,)), WorkerGroup(2, (1,))],
         order=order,
     )
     play = QueueSimulation(snapshot, exact, exact, random.Random(1))

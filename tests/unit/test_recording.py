@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
+from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from rts.scheduling.slots import Slots
 from rts.settings import Settings
 from rts.simulation.orders import EarliestDeadlineFirst, FirstComeFirstServed, order_of
 from rts.simulation.pools import Pool, most_at_a_time
+from rts.simulation.queues import WorkerGroup
 from rts.simulation.recording import (
     Recording,
     Run,
@@ -40,6 +42,7 @@ from rts.simulation.traces import (
     six_types,
     write_trace,
 )
+from rts.simulation.workers import Workers
 
 
 def a_run(started_at: float, runtime_s: float, **changes: Any) -> Run:
@@ -203,15 +206,16 @@ def test_workers_and_the_simulator_give_demoted_tasks_the_same_slots(
     worker = SimpleNamespace(pool=SimpleNamespace(is_green=False, num_processes=slots))
     real = Slots(SimpleNamespace(controller=worker))
     requests = [Request() for _ in range(slots)]  # the state keeps weak references
-    order = EarliestDeadlineFirst(Rule(hopeless_slots=share))
+    order = partial(EarliestDeadlineFirst, Rule(hopeless_slots=share))
+    (simulated,) = Workers([WorkerGroup(slots)], order).each
     held = 0
     try:
-        while order.may_take_demoted(slots) and real.may_take_demoted(share):
-            order.held.add(held)
+        while simulated.may_take_demoted() and real.may_take_demoted(share):
+            simulated.demoted.add(held)
             state.reserved_requests.add(requests[held])
             real.claimed_demoted(requests[held].id)
             held += 1
-        assert not order.may_take_demoted(slots)
+        assert not simulated.may_take_demoted()
         assert not real.may_take_demoted(share)
     finally:
         state.reserved_requests.difference_update(requests)

@@ -148,9 +148,9 @@ def test_only_workers_that_may_take_something_are_asked(
     asked: list[int] = []
     pop = Queues.pop
 
-    def counted(self: Queues, group: int, now: float, slots: int) -> Any:
+    def counted(self: Queues, group: int, now: float, may: bool) -> Any:
         asked.append(group)
-        return pop(self, group, now, slots)
+        return pop(self, group, now, may)
 
     monkeypatch.setattr(Queues, "pop", counted)
     jobs = [Job(n, "x", 150.0, tau=99.0, span_s=9e9, queue=n % 2) for n in range(400)]

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from rts.simulation.orders import (
     Waiting,
     order_of,
 )
+from rts.simulation.queues import WorkerGroup
 from rts.simulation.simulator import Conditions, Outcome, share_met, simulate
 from rts.simulation.traces import (
     Again,
@@ -36,6 +38,7 @@ from rts.simulation.traces import (
     with_types,
     write_trace,
 )
+from rts.simulation.workers import Workers
 from rts.tasktypes import TaskType
 from rts.testing.replay import sped_up
 
@@ -111,9 +114,9 @@ def waiting(number: int, tau: float, deadline: float, arrival: float = 0.0) -> W
     return Waiting(arrival, tau, deadline, number)
 
 
-def popped(order: Order, now: float, slots: int = 1000) -> list[int]:
+def popped(order: Order, now: float) -> list[int]:
     found = []
-    while (task := order.pop(now, slots)) is not None:
+    while (task := order.pop(now, may=True)) is not None:
         found.append(task.number)
     return found
 
@@ -140,7 +143,7 @@ def test_a_task_without_a_deadline_of_its_own_is_never_hopeless() -> None:
     order = EarliestDeadlineFirst(Rule(late_share=0))
     order.push(Waiting(0.0, 1.0, 1e3, 0))
     order.push(Waiting(0.0, 1.0, 20.0, 1, due=False))
-    first = order.pop(100.0, 1)
+    first = order.pop(100.0, may=True)
     assert first.number == 1
 
 
@@ -153,28 +156,34 @@ def test_without_a_deadline_of_its_own_a_task_goes_by_its_horizon_whatever_its_t
     assert popped(order, now=50.0) == [0, 1]
 
 
+def taken(workers: Workers, now: float = 100.0) -> list[int]:
+    return [task.number for task in workers.take(now)]
+
+
 def test_demoted_tasks_hold_at_most_their_share_of_the_slots() -> None:
-    order = EarliestDeadlineFirst(Rule(late_share=0))
+    order = partial(EarliestDeadlineFirst, Rule(late_share=0))
+    workers = Workers([WorkerGroup(4)], order)
     for n in range(5):
-        order.push(waiting(n, tau=10, deadline=1))
-    assert popped(order, now=100.0, slots=4) == [0, 1, 2]
-    order.held.remove(1)
-    assert popped(order, now=100.0, slots=4) == [3]
-    order.push(waiting(9, tau=1, deadline=200))
-    assert popped(order, now=100.0, slots=4) == [9], "hopeful work has all of them"
-    order.held.clear()
-    assert popped(order, now=100.0, slots=1) == [4], "at least one"
+        workers.push(waiting(n, tau=10, deadline=1), 0)
+    assert taken(workers) == [0, 1, 2]
+    workers.ended(1)
+    assert taken(workers) == [3]
+    workers.push(waiting(9, tau=1, deadline=200), 0)
+    assert taken(workers) == [9], "hopeful work has all of them"
+    single = Workers([WorkerGroup(1)], order)
+    single.push(waiting(4, tau=10, deadline=1), 0)
+    assert taken(single) == [4], "at least one"
 
 
 def test_a_turn_of_the_demoted_is_kept_until_they_may_hold_a_slot() -> None:
-    order = EarliestDeadlineFirst(Rule(late_share=0.5, hopeless_slots=0.25))
+    order = partial(EarliestDeadlineFirst, Rule(late_share=0.5, hopeless_slots=0.25))
+    workers = Workers([WorkerGroup(4)], order)
     for number, deadline in enumerate((1.0, 2.0, 1e3, 1e4, 1e5, 1e6)):
-        order.push(Waiting(0.0, 1.0, deadline, number))
-    taken = [order.pop(100.0, 4) for _ in range(4)]
-    assert [task and task.number for task in taken] == [2, 0, 3, 4]
-    order.held.remove(0)
-    taken = [order.pop(100.0, 4) for _ in range(2)]
-    assert [task and task.number for task in taken] == [5, 1]
+        workers.push(Waiting(0.0, 1.0, deadline, number), 0)
+    assert taken(workers) == [2, 0, 3, 4]
+    for number in (0, 2):
+        workers.ended(number)
+    assert taken(workers) == [5, 1]
 
 
 def test_every_twentieth_claim_serves_a_demoted_task() -> None:
@@ -182,7 +191,7 @@ def test_every_twentieth_claim_serves_a_demoted_task() -> None:
     for n in range(100):
         order.push(waiting(n, tau=1, deadline=1e6 + n))
     for _ in range(10):
-        order.pop(0.0, 1000)  # none waits, so these do not count
+        order.pop(0.0, may=True)  # none waits, so these do not count
     order.push(waiting(1000, tau=10, deadline=1))
     assert popped(order, now=100.0).index(1000) == 19
 
