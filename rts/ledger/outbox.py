@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -61,8 +60,6 @@ class RedisOutbox:
         self._consumer = consumer
         self._takeover_s = takeover_s
         self._gather_s = gather_s
-        #: Monotonic instant of the next look for entries to take over.
-        self._takeover_at = 0.0
         self._taking = [self._outbox, keys.taking, keys.takeover]
         self._done = [self._outbox, *keys.counting, keys.judged, keys.counters]
         self._limits = (
@@ -77,11 +74,10 @@ class RedisOutbox:
         """Return up to *limit* entries, first those that a dead drain left behind."""
         entries: list[OutboxEntry] = []
         unreadable: list[tuple[str, str]] = []
-        take_over = time.monotonic() >= self._takeover_at
         left = limit
         while left > 0:
             most = min(left, MAX_TAKEN)
-            lines = self._take(most, take_over)
+            lines = self._take(most)
             for i in range(0, len(lines), 3):
                 entry_id, record, learned = lines[i : i + 3]
                 try:
@@ -91,8 +87,6 @@ class RedisOutbox:
                 except ValueError:
                     unreadable.append((entry_id, record))
             if len(lines) < 3 * most:
-                if take_over:
-                    self._takeover_at = time.monotonic() + self._takeover_s / 2
                 break
             left -= most
         return Batch(entries, unreadable)
@@ -123,13 +117,12 @@ class RedisOutbox:
         """Return the number of entries, including those that other drains have claimed."""
         return int(self._link.call(pack("XLEN", self._outbox))[0])
 
-    def _take(self, most: int, take_over: bool) -> list[str]:
+    def _take(self, most: int) -> list[str]:
         arguments = (
             GROUP,
             self._consumer,
             most,
             int(self._takeover_s * 1000),
-            "1" if take_over else "0",
             int(self._gather_s * 1000),
             MANY,
         )

@@ -5,9 +5,9 @@
 --       3 look    string that expires: the drain that last looked for pending entries
 -- ARGV  1 consumer group        4 idle time in milliseconds after which another drain's
 --       2 this consumer           pending entries are claimed
---       3 most entries          5 '1': look for such entries first
---       6 milliseconds for which new entries gather after another drain took some, 0: none
---       7 number of entries that do not wait for that
+--       3 most entries          5 milliseconds for which new entries gather after another
+--                                 drain took some; 0: this drain does not wait for others
+--       6 number of entries that do not wait for that
 -- Returns one string, '' if there is nothing: three lines for each entry, its id, record
 -- and what was learned ('' for nothing). One string, because clients take four times as
 -- long to parse a list of strings.
@@ -46,30 +46,34 @@ end
 ensure_group(stream, group, '0')
 -- Of hundreds of drains, one at a time takes and looks. Else each would get a record or two,
 -- and a write of these costs as much as one of hundreds.
-local gather_ms, look_ms = tonumber(ARGV[6]), math.ceil(tonumber(ARGV[4]) / 2)
+local gather_ms, look_ms = tonumber(ARGV[5]), math.ceil(tonumber(ARGV[4]) / 2)
 
-local function is_others(turn, ms)
-  local whose = gather_ms > 0 and redis.pcall('GET', turn)
-  return type(whose) == 'string' and whose ~= me and not outlasts(turn, ms)
+-- Returns whose turn it is, if it is anybody's.
+local function holder_of(turn, ms)
+  local whose = redis.pcall('GET', turn)
+  return type(whose) == 'string' and not outlasts(turn, ms) and whose
 end
 
 local function keep(turn, ms)
-  if gather_ms > 0 then
+  if ms > 0 then
     redis.pcall('SET', turn, me, 'PX', ms) -- refused where memory is used up
   end
 end
 
 local entries = {}
-if ARGV[5] == '1' and not is_others(KEYS[3], look_ms) then
+if not holder_of(KEYS[3], look_ms) then
   keep(KEYS[3], look_ms)
   entries = take_over()
 end
-if #entries == 0
-    and (not is_others(KEYS[2], gather_ms) or redis.call('XLEN', stream) >= tonumber(ARGV[7])) then
-  local reply = redis.call('XREADGROUP', 'GROUP', group, me, 'COUNT', most, 'STREAMS', stream, '>')
-  entries = reply and reply[1] and reply[1][2] or {}
-  if #entries > 0 then
-    keep(KEYS[2], gather_ms)
+if #entries == 0 then
+  local holder = gather_ms > 0 and holder_of(KEYS[2], gather_ms)
+  if not holder or holder == me or redis.call('XLEN', stream) >= tonumber(ARGV[6]) then
+    local reply = redis.call(
+      'XREADGROUP', 'GROUP', group, me, 'COUNT', most, 'STREAMS', stream, '>')
+    entries = reply and reply[1] and reply[1][2] or {}
+    if #entries > 0 then
+      keep(KEYS[2], gather_ms)
+    end
   end
 end
 
