@@ -13,6 +13,7 @@ from typing import Any
 from rts.fields import MAX_TEXT, text
 from rts.load.sample import FIGURES
 from rts.records import Execution, Learned
+from rts.validation import finite
 
 #: Keys of ``load_at_start``, and items of a list in it; no host has as many GPUs.
 MAX_ITEMS = 64
@@ -76,17 +77,6 @@ def is_storable(e: Execution, learned: Learned | None) -> bool:
     return -1e18 < total < 1e18
 
 
-def number(value: object) -> float | None:
-    """Return *value* as a finite float, ``None`` if it is not one."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        result = float(value)
-    except OverflowError:
-        return None
-    return result if math.isfinite(result) else None
-
-
 def integer(value: object) -> int | None:
     """Return *value* if it is an integer of at most 64 bits, else ``None``."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -115,11 +105,11 @@ def cleaned_learned(learned: Learned | None) -> Learned | None:
     """Return what was learned with finite numbers; ``None`` if the type's are not."""
     if learned is None:
         return None
-    before, after = number(learned.tau_before), number(learned.tau_after)
+    before, after = finite(learned.tau_before), finite(learned.tau_after)
     if before is None or after is None:
         return None
     return Learned(
-        before, after, number(learned.name_tau_before), number(learned.name_tau_after)
+        before, after, finite(learned.name_tau_before), finite(learned.name_tau_after)
     )
 
 
@@ -141,7 +131,7 @@ def _load(value: object, depth: int = MAX_DEPTH) -> Any:
     if isinstance(value, int):
         return integer(value)
     if isinstance(value, float):
-        return number(value)
+        return finite(value)
     return text(value)
 
 
@@ -168,7 +158,7 @@ _INSTANTS = (
 _KINDS: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(_TEXTS, text),
     **dict.fromkeys(("queue", "parent_id", "root_id", "cause"), _optional_text),
-    **dict.fromkeys((*_INSTANTS, "tau", "k", "runtime_s", "cpu_s"), number),
+    **dict.fromkeys((*_INSTANTS, "tau", "k", "runtime_s", "cpu_s"), finite),
     **dict.fromkeys(("retries", "pid", "max_rss_bytes", "priority"), integer),
     "load_at_start": _mapping,
     "ran": bool,
