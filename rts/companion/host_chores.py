@@ -108,12 +108,10 @@ class HostChores:
         attempt("shipping the spool", self.ship_rest)
 
     def finish(self) -> None:
-        """Drain what is left, and hand over. Each step may fail alone."""
-        if self.ledger is not None:
-            self.ledger.finish()
+        """Drain what is left, and hand over. Each step may fail alone; none raises."""
         attempt("handing over", self.janitor.leave)
         if self.ledger is not None:
-            self.ledger.leave()
+            self.ledger.finish()
 
     def close(self) -> None:
         """Close the connections."""

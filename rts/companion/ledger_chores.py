@@ -83,13 +83,12 @@ class LedgerChores:
                 precompute(self._database, now, CLASSES, self._budget_s)
 
     def finish(self) -> None:
-        """Drain what is left and save the taus. Each step may fail alone; none raises."""
+        """Drain what is left, save the taus, and let other companions take over at once. Each
+        step may fail alone; none raises.
+        """
         self.outbox.hurry()
         attempt("the last drain", lambda: self.drain_all(FINAL_DRAIN_S))
         attempt("the snapshot of the taus", self.snapshots.save)
-
-    def leave(self) -> None:
-        """Let other companions take over at once. Never raises."""
         for chore in (self.leader, self.overdue):
             attempt("handing over", chore.leave)
 
