@@ -55,6 +55,25 @@ def queue_of(routing_key: Any) -> Any:
     return routing_key
 
 
+def plain(string: str) -> str:
+    """Return a string, such as a member of an app's enum, as one that is shown as what it is.
+
+    >>> from enum import Enum
+    >>> high = Enum("Queue", {"HIGH": "high"}, type=str).HIGH
+    >>> str(high), plain(high)
+    ('Queue.HIGH', 'high')
+    """
+    return str.__str__(string)
+
+
 def priority_of(value: object) -> int:
-    """Return the priority of a message; 0 where *value* is none that a broker has."""
-    return value if type(value) is int and 0 <= value <= 255 else 0
+    """Return the priority of a message; 0 where *value* is none that a broker has.
+
+    >>> [priority_of(value) for value in (9, True, 256, None)]
+    [9, 0, 0, 0]
+    """
+    if type(value) is not int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            return 0
+        value = int(value)  # a member of an enum
+    return value if 0 <= value <= 255 else 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rts import health
 from rts.errors import CommandError
+from rts.fields import plain
 from rts.installation import apps_with_rts, installed, parts_of, publisher
 from rts.predictions.prediction import Prediction
 
@@ -72,7 +73,7 @@ def predict_new(
     plan = parts.planner.plan(name, requested, priority)
     if parts.prioritise is not None:
         priority = parts.prioritise(plan, priority, False)
-    queue = str(getattr(queue, "name", queue))
+    queue = plain(queue if isinstance(queue, str) else queue.name)
     return _predictor(parts).of_new(plan, name, queue, priority or 0, parts.clock.now)
 
 

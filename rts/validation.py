@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 
 from rts.deadlines import MAX_MULTIPLIER, MIN_MULTIPLIER
 from rts.errors import ConfigurationError
+from rts.fields import plain
 from rts.objectives import MAX_TARGET, MIN_TARGET
 from rts.tasktypes import DEFAULT_TASK_TYPES, TYPE_NAME, TaskType
 
@@ -104,9 +105,9 @@ def choice(*allowed: str | None) -> Callable[[str, object], str]:
     """
 
     def check(key: str, value: object) -> str:
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise ConfigurationError(key, value, " or ".join(repr(a) for a in allowed))
-        return str(value)
+        return plain(value)
 
     return check
 
@@ -115,7 +116,7 @@ def key_prefix(key: str, value: object) -> str:
     """Return *value*, a prefix of keys in Redis."""
     if not isinstance(value, str) or not 1 <= len(value) <= 64 or not value.isprintable():
         raise ConfigurationError(key, value, "1 to 64 printable characters")
-    return value
+    return plain(value)
 
 
 def directory(key: str, value: object) -> str:
@@ -140,7 +141,7 @@ def task_types(key: str, value: object) -> dict[str, TaskType]:
     for name, spec in value.items():
         if not isinstance(name, str) or not TYPE_NAME.fullmatch(name):
             raise ConfigurationError(f"{key}, key", name, _TYPES_RANGE)
-        name = str.__str__(name)  # a plain str: an enum member prints differently
+        name = plain(name)
         if isinstance(spec, Mapping):
             if not set(spec) <= {"tau", "sla_multiplier"} or "tau" not in spec:
                 raise ConfigurationError(f"{key}[{name!r}]", dict(spec), _TYPES_RANGE)
@@ -161,10 +162,13 @@ def _mapping(
     def check(key: str, value: object) -> dict[Any, Any]:
         if not isinstance(value, Mapping):
             raise ConfigurationError(key, value, allowed)
-        for name in value:
+        found = {}
+        for name, each in value.items():
             if not is_key(name):
                 raise ConfigurationError(f"{key}, key", name, allowed)
-        return {name: check_value(f"{key}[{name!r}]", each) for name, each in value.items()}
+            known = plain(name) if isinstance(name, str) else name
+            found[known] = check_value(f"{key}[{name!r}]", each)
+        return found
 
     return check
 
@@ -180,7 +184,7 @@ def _is_name(value: object) -> bool:
 def _queues(key: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not value or not all(map(_is_name, value)):
         raise ConfigurationError(key, value, _ROUTES)
-    return tuple(value)
+    return tuple(map(plain, value))
 
 
 priority_multipliers = _mapping(_PRIORITIES, _is_whole, multiplier)

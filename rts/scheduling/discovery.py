@@ -9,6 +9,7 @@ from typing import Any
 
 import redis
 
+from rts.fields import plain
 from rts.link.link import Link
 from rts.link.replies import as_counts
 from rts.link.scripts import pack
@@ -43,7 +44,7 @@ def known_queues(app: Any, settings: Settings, served: Iterable[str]) -> list[st
     ``rts_routes``, then *served*, which workers consume.
     """
     routed = (queue for queues in settings.routes.values() for queue in queues)
-    return list(dict.fromkeys([*app.amqp.queues, *routed, *served]))
+    return list(dict.fromkeys([*map(plain, app.amqp.queues), *routed, *served]))
 
 
 def queue_names(app: Any, settings: Settings, channel: Any, fleet: FleetQueues) -> list[str]:

@@ -33,7 +33,8 @@ BELL_TTL_MS = 10_000
 
 def keys_of(channel: Any, queue: str, *parts: str) -> list[str]:
     """Return the keys of these *parts* of a queue, such as ``BELL``."""
-    begin = f"{channel.global_keyprefix or ''}{queue}{channel.sep}"
+    # Not formatted: the name may be a member of an enum, which is another text then.
+    begin = (channel.global_keyprefix or "") + queue + channel.sep
     return [begin + part for part in parts]
 
 

@@ -61,11 +61,11 @@ def pack_usual(task: OpenTask, again: bool) -> str | None:
 
 def pack_any(task: OpenTask, again: bool) -> str:
     """Return the packed arguments of a task, whatever its values."""
-    queue = "" if task.queue is None else str(task.queue)[:MAX_NAME]
+    queue = task.queue if isinstance(task.queue, str) else ""
     known = encode(task[1:])
     if len(known) > MAX_KNOWN:
         known = encode([v if isinstance(v, int | float) else brief(v) for v in task[1:]])
-    arguments = (str(brief(task.task_id)), repr(float(task.deadline)), queue, known)
+    arguments = (str(brief(task.task_id)), repr(float(task.deadline)), queue[:MAX_NAME], known)
     wire = bulks(*(argument.encode("utf-8", "replace") for argument in arguments))
     return wire.decode("latin-1") + (_AGAIN if again else _NEW)
 

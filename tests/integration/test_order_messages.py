@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +61,15 @@ def test_messages_on_plain_lists_are_adopted(
     plain.qos.restore_by_tag("1")
     assert raw.llen(NAME) == 1
     assert ordered.basic_get(NAME).headers["redelivered"] is True
+
+
+class Queues(str, Enum):
+    HIGH = "high"
+
+
+def test_a_message_waits_in_the_queue_that_a_member_of_an_enum_names(channel: Any) -> None:
+    put(channel, "1", queue=Queues.HIGH)
+    assert channel.basic_get("high").delivery_tag == "1"
 
 
 @pytest.mark.parametrize("work", [0.0, 2.0])

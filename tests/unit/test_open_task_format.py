@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -92,6 +93,14 @@ def test_an_unusual_task_is_packed_too() -> None:
     for change in changes:
         assert pack_usual(USUAL._replace(**change), False) is None, change
         assert pack_task(USUAL._replace(**change), False).startswith("$")
+
+
+class Queues(str, Enum):
+    HIGH = "high"
+
+
+def test_a_queue_that_a_member_of_an_enum_names_has_its_name() -> None:
+    assert "$4\r\nhigh\r\n" in pack_task(USUAL._replace(queue=Queues.HIGH), False)
 
 
 def test_of_long_texts_only_their_beginning_is_kept() -> None:

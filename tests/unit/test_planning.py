@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from datetime import datetime, timezone
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any
 
 import pytest
@@ -162,6 +162,8 @@ def test_k_by_call_task_priority_type_and_default() -> None:
     assert published(p, task_type="video", priority=9)["rts_k"] == 1.5
     assert published(p, priority=9, sla_multiplier=1.7)["rts_k"] == 1.7
     assert published(planner({"sla_multiplier": 1.8}, **settings), priority=9)["rts_k"] == 1.8
+    urgent = IntEnum("Priority", {"URGENT": 9}).URGENT
+    assert published(p, priority=urgent)["rts_k"] == 1.5
 
 
 @pytest.mark.parametrize("priority", [0, None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -22,6 +23,10 @@ from tests.conftest import MakeApp
 from tests.forked import forks_beside_threads, holds_in_child
 
 NOBODY = "redis://127.0.0.1:1"
+
+
+class Queues(str, Enum):
+    HIGH = "high"
 
 
 def test_two_threads_that_route_first_share_their_state(
@@ -82,7 +87,8 @@ def test_where_a_new_task_would_go(make_app: MakeApp, route: Any, expected: Any)
     else:
         rts.predict_new("work", app=app)
         rts.predict_new("work", priority=5, app=app)
-        assert asked == [expected, (expected[0], 5)]
+        rts.predict_new("work", Queues.HIGH, priority=0, app=app)
+        assert asked == [expected, (expected[0], 5), ("high", 0)]
 
 
 def test_an_answer_that_is_older_than_the_question_keeps_its_order() -> None:

@@ -173,6 +173,27 @@ def test_an_unknown_name_gets_the_most_similar_ones_first() -> None:
     assert caught.value.setting == "rts_sloo"
 
 
+class Word(str, Enum):
+    """As apps may have them; ``str`` of a member is not its value."""
+
+    EDF = "edf"
+    HIGH = "high"
+    PREFIX = "app:"
+
+
+def test_members_of_an_enum_are_the_strings_that_they_are() -> None:
+    settings = read(
+        rts_scheduler=Word.EDF,
+        rts_key_prefix=Word.PREFIX,
+        rts_routes={"mixed": [Word.HIGH]},
+        rts_slo={Word.HIGH: 0.9},
+    )
+    assert f"{settings.scheduler}" == "edf"
+    assert f"{settings.key_prefix}" == "app:"
+    assert [f"{queue}" for queue in settings.routes["mixed"]] == ["high"]
+    assert [f"{key}" for key in settings.slo] == ["high"]
+
+
 def test_an_invalid_scheduler_names_none_as_allowed() -> None:
     with pytest.raises(ConfigurationError, match="allowed: 'edf' or 'priority' or None"):
         read(rts_scheduler="fifo")
