@@ -55,15 +55,9 @@ def queue_of(routing_key: Any) -> Any:
     return routing_key
 
 
-def plain(string: str) -> str:
-    """Return a string, such as a member of an app's enum, as one that is shown as what it is.
-
-    >>> from enum import Enum
-    >>> high = Enum("Queue", {"HIGH": "high"}, type=str).HIGH
-    >>> str(high), plain(high)
-    ('Queue.HIGH', 'high')
-    """
-    return str.__str__(string)
+#: Returns a string, such as a member of an app's enum, as a plain one: ``str`` of the member,
+#: and what is formatted with it, is another text.
+plain = str.__str__
 
 
 def priority_of(value: object) -> int:

@@ -60,7 +60,7 @@ def predict_new(
         StoreUnavailable: Redis is away.
     """
     parts = _installed(app if app is not None else getattr(task, "app", None))
-    name = str(getattr(task, "name", task))
+    name = plain(task if isinstance(task, str) else task.name)
     requested = dict(headers or {})
     if priority is None:
         priority = getattr(task, "priority", None)
@@ -151,7 +151,7 @@ def route(
         if parts is None or not parts.settings.routes:
             return None
         headers = dict(options.get("headers") or {})
-        plan = parts.planner.plan(name, headers, options.get("priority"))
+        plan = parts.planner.plan(plain(name), headers, options.get("priority"))
         queues = parts.app.amqp.queues
         candidates = [
             queue

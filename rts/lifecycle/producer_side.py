@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from celery._state import get_current_worker_task
 
 from rts import health
+from rts.fields import plain
 from rts.headers import open_task
 from rts.lifecycle.owners import is_celerys, owner_of, several_apps
 from rts.lifecycle.replacements import (
@@ -66,7 +67,7 @@ class ProducerSide:
     ) -> None:
         """Plan the message that is about to be sent, in its headers."""
         try:
-            name = str(sender)
+            name = plain(sender)
             if is_celerys(name):
                 if name == CHORD_UNLOCK:
                     _annotate_unlock(headers)
@@ -117,7 +118,7 @@ class ProducerSide:
                 again = same or succeeds(headers)
             known, parts = self._publishing.message
             if known is not headers:
-                parts = self._publisher(str(sender))
+                parts = self._publisher(plain(sender))
             if parts is None or (parts.open_tasks is None and parts.predictor is None):
                 return
             noted = open_task(headers, routing_key)

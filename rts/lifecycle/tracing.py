@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from celery import signals
 
 from rts import health
+from rts.fields import plain
 from rts.lifecycle.outcomes import end_state
 from rts.lifecycle.runs import run_of
 from rts.lifecycle.soft_time_limit import hook_in_task_failed
@@ -104,7 +105,7 @@ class TracingBridge:
     def _published(self, sender: Any = None, headers: Any = None, **_: Any) -> None:
         """Runs in whatever process publishes, once the message is sent."""
         try:
-            parts = self._publisher(str(sender))
+            parts = self._publisher(plain(sender))
             tau, deadline = headers.get("rts_tau"), headers.get("rts_deadline")
             if parts is not None and tau is not None and deadline is not None:
                 now = parts.clock.now()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -387,6 +388,19 @@ def test_a_task_that_apps_share_is_planned_by_the_app_that_publishes_it(
         rts.uninstall(other)
         app.set_current()
         other.close()
+
+
+class Tasks(str, Enum):
+    RESIZE = "images.resize"
+
+
+def test_a_task_that_a_member_of_an_enum_names_has_its_own_type(
+    app: Celery, redis_client: redis.Redis
+) -> None:
+    rts.install(app)
+    resize = app.task(name=Tasks.RESIZE, rts={"task_type": "gpu-training"})(nothing)
+    resize.delay()
+    assert newest(redis_client, app)["task_type"] == "gpu-training"
 
 
 def test_an_import_in_the_configuration_is_enough(
