@@ -136,7 +136,7 @@ def _ahead(snapshot: Snapshot, target: int, work: Work) -> int:
     everyone = WorkerGroup(snapshot.slots, tuple(sorted(queues)))
     line = Queues(snapshot.order, [everyone], in_turn=snapshot.in_turn)
     waiting = snapshot.waiting
-    for other, task in zip(waiting, snapshot.line, strict=True):
+    for other, task in zip(waiting, snapshot.waiting_tasks, strict=True):
         if other.queue in queues:
             line.push(other.queue, task)
     ahead = 0.0

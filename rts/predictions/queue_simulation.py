@@ -65,10 +65,10 @@ class QueueSimulation:
         self._later: list[tuple[float, int, Waiting]] = []
         #: Tasks that were taken of those that stand for several.
         self._taken = 0.0
-        for work, task in zip(self._works, snapshot.line, strict=True):
+        for work, task in zip(self._works, snapshot.waiting_tasks, strict=True):
             self._push(work, task)
         self._resume(snapshot, rng)
-        self._assign_held(snapshot.held_by, rng)
+        self._assign_held(snapshot, rng)
         self._fill(snapshot, rng)
         self._workers.start_held()
 
@@ -77,33 +77,34 @@ class QueueSimulation:
         moment ago may have ended since: what has followed it is unknown too.
         """
         self._workers.resume_turns(snapshot.turns)
-        for position, (work, started, group) in enumerate(snapshot.running):
-            worker = self._by_group[group]
+        for position, run in enumerate(snapshot.running):
+            worker = self._by_group[run.group]
             if not worker.has_free_slot():
                 continue
             number = -1 - len(self._held) - position
-            known_s = self.now - rng.random() * ENDED_S - started
-            end = started + self._runtimes.draw_longer(work, known_s)
+            known_s = self.now - rng.random() * ENDED_S - run.started
+            end = run.started + self._runtimes.draw_longer(run.work, known_s)
             if end > self.now:
-                self._resume_one(worker, number, end, demoted=self._is_demoted(work, started))
+                self._resume_one(worker, number, end, demoted=snapshot.demoted[position])
 
-    def _assign_held(self, held_by: Sequence[int | None], rng: random.Random) -> None:
+    def _assign_held(self, snapshot: Snapshot, rng: random.Random) -> None:
         """Assign the held tasks to their workers, or if unknown to any that has room. One that
         should have started by now is with a worker without a free slot, if there is one.
         """
         unknown = []
-        for position, (work, group) in enumerate(zip_longest(self._held, held_by)):
+        for task, group in zip_longest(snapshot.held_tasks, snapshot.held_by):
             if group is None:
-                unknown.append((position, work))
+                unknown.append(task)
             else:
-                self._hold(self._by_group[group], -1 - position, work)
+                self._hold(self._by_group[group], task)
         everyone = [*self._by_group.values()]
         full = [worker for worker in everyone if not worker.has_free_slot()]
-        for position, work in unknown:
+        for task in unknown:
+            work = self._work(task.number)
             takers = _takers(work.queue, full) if _waits_for_slot(work, self.now) else []
             takers = takers or _takers(work.queue, everyone)
             if takers:  # else no worker consumes its queue any more
-                self._hold(rng.choice(takers), -1 - position, work)
+                self._hold(rng.choice(takers), task)
 
     def _fill(self, snapshot: Snapshot, rng: random.Random) -> None:
         """Fill slots that cannot be free with unknown runs. If tasks wait that should have
@@ -136,7 +137,7 @@ class QueueSimulation:
                 self._resume_one(worker, number, end, demoted=not hopeful)
 
     def _hopeful(self, works: Sequence[Work]) -> list[Work]:
-        return [work for work in works if not self._is_demoted(work, self.now)]
+        return [work for work in works if not self._order.is_demoted(work.waiting(0), self.now)]
 
     def _rest_of_unknown(self, similar: Sequence[Work], rng: random.Random) -> float:
         """Draw the remaining seconds of an unknown run, which has started since the last
@@ -199,8 +200,7 @@ class QueueSimulation:
         self._expect(task)
         self._workers.push(task, work.queue)
 
-    def _hold(self, worker: Worker, number: int, work: Work) -> None:
-        task = work.waiting(number)
+    def _hold(self, worker: Worker, task: Waiting) -> None:
         self._expect(task)
         self._workers.hold(worker, task, self.now)
 
@@ -212,9 +212,6 @@ class QueueSimulation:
     def _resume_one(self, worker: Worker, number: int, end: float, *, demoted: bool) -> None:
         heapq.heappush(self._ends, (end, number))
         self._workers.resume(worker, number, demoted=demoted)
-
-    def _is_demoted(self, work: Work, now: float) -> bool:
-        return self._order.is_demoted(work.waiting(UNKNOWN), now)
 
 
 def _takers(queue: int, workers: Sequence[Worker]) -> list[Worker]:

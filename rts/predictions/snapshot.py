@@ -72,9 +72,20 @@ class Snapshot:
         return max(self.now, self.known_until)
 
     @cached_property
-    def line(self) -> Sequence[Waiting]:
-        """The waiting tasks as orders take them, by their positions."""
-        return [work.waiting(number) for number, work in enumerate(self.waiting)]
+    def waiting_tasks(self) -> Sequence[Waiting]:
+        """The waiting tasks as orders take them, by number: their position."""
+        return [work.waiting(position) for position, work in enumerate(self.waiting)]
+
+    @cached_property
+    def held_tasks(self) -> Sequence[Waiting]:
+        """The held ones, by number: −1 − their position."""
+        return [work.waiting(-1 - position) for position, work in enumerate(self.held)]
+
+    @cached_property
+    def demoted(self) -> Sequence[bool]:
+        """Of each running task, whether it has started as a demoted one."""
+        order = self.order()
+        return [order.is_demoted(run.work.waiting(0), run.started) for run in self.running]
 
     @cached_property
     def by_arrival(self) -> bool:

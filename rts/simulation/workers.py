@@ -22,7 +22,7 @@ from rts.simulation.queues import OrderMaker, Queues, WorkerGroup
 Line = OrderedDict["Worker", None]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Worker:
     """The state of a worker."""
 
