@@ -5,11 +5,10 @@ Workers that take from the same queues are a pool.
 
 from __future__ import annotations
 
-import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -18,8 +17,8 @@ from rts.simulation.queues import WorkerGroup
 #: A number of simultaneous runs counts if it lasted for this share of the busy time: clocks
 #: of hosts differ by milliseconds, so that consecutive runs seem to overlap.
 HELD_SHARE = 0.001
-#: A worker that has run no task of a queue does not take from it if the probability of that,
-#: were it to take from it like others, is at most this, divided by the number of workers: so
+#: Workers that have run no task of a queue do not take from it if the probability of that, were
+#: they to take from it like others, is at most this, divided by the number of workers: so
 #: rarely is any of them taken for one of another kind.
 BY_CHANCE = 0.01
 
@@ -52,94 +51,70 @@ class WorkerRuns:
         return chain.from_iterable(self.starts.values())
 
 
+class _Kind:
+    """Workers that take from the same queues."""
+
+    def __init__(self) -> None:
+        self.queues: set[int] = set()
+        self.workers: list[WorkerRuns] = []
+
+
 def pools_of(workers: Collection[WorkerRuns], queues: int) -> list[Pool]:
     """Return the *workers* by the *queues* (so many) that they take from.
 
-    One that may be like another one, which has run tasks of more queues, is: it has run too few
-    tasks to tell, or none was in the other queues in its time, as it was replaced by then.
+    Workers take from the same queues, all that any of them has run tasks of, unless it is no
+    chance that some have run none of theirs. (One may have run too few tasks to tell; or none
+    was in the other queues in its time, as it was replaced by then.) Of a queue of which no
+    worker has run a task, all take.
     """
-    alike: dict[tuple[int, ...], list[WorkerRuns]] = {}
     if queues == 1:
-        alike = {(0,): list(workers)} if workers else {}
-    else:
-        started = [
-            array(
-                "d", sorted(chain.from_iterable(w.starts[n] for w in workers if n in w.starts))
-            )
-            for n in range(queues)
-        ]
-        total = [len(of) for of in started]
-        chance = BY_CHANCE / max(1, len(workers))
-        meanwhile = {}
-        peers: defaultdict[frozenset[int], list[WorkerRuns]] = defaultdict(list)
-        for worker in workers:
-            first, last = min(worker.all_starts()), max(worker.all_starts())
-            meanwhile[worker] = [
-                bisect_right(of, last) - bisect_left(of, first) for of in started
-            ]
-            peers[frozenset(worker.starts)].append(worker)
-        apart = {own: _apart(own, peers, meanwhile, chance) for own in peers}
-        for worker in sorted(workers, key=lambda w: (len(w.starts), len(w.ends)), reverse=True):
-            own = frozenset(worker.starts)
-            possible = _possible(worker, meanwhile[worker], chance) - apart[own]
-            taken = next(
-                (known for known in alike if own <= set(known) <= possible),
-                tuple(sorted(_possible(worker, total, chance) - apart[own])),
-            )
-            alike.setdefault(taken, []).append(worker)
-    return [
-        Pool(
-            taken,
-            most_at_a_time(
-                chain.from_iterable(worker.all_starts() for worker in of),
-                chain.from_iterable(worker.ends for worker in of),
-            ),
-            [most_at_a_time(worker.all_starts(), worker.ends) for worker in of],
-        )
-        for taken, of in alike.items()
+        return [_pool((0,), workers)] if workers else []
+    starts = [
+        array("d", sorted(chain.from_iterable(w.starts[n] for w in workers if n in w.starts)))
+        for n in range(queues)
     ]
+    meanwhile = {}
+    for worker in workers:
+        first, last = min(worker.all_starts()), max(worker.all_starts())
+        meanwhile[worker] = [bisect_right(of, last) - bisect_left(of, first) for of in starts]
+
+    def by_chance(of: Iterable[WorkerRuns], queue: int) -> bool:
+        """Return whether workers *of* a kind that takes from a queue may have run none of its
+        tasks. All are judged together: each may have run too few to tell.
+        """
+        chance = 1.0
+        for worker in of:
+            seen = meanwhile[worker]
+            known = sum(seen[number] for number in worker.starts)
+            chance *= (known / (known + seen[queue])) ** len(worker.ends)
+            if chance <= BY_CHANCE / len(workers):
+                return False
+        return True
+
+    def may_join(worker: WorkerRuns, kind: _Kind) -> bool:
+        own = worker.starts.keys()
+        return all(by_chance([worker], queue) for queue in kind.queues - own) and all(
+            by_chance(kind.workers, queue) for queue in own - kind.queues
+        )
+
+    kinds: list[_Kind] = []
+    for worker in sorted(workers, key=lambda w: (len(w.starts), len(w.ends)), reverse=True):
+        most_first = sorted(kinds, key=lambda kind: len(kind.queues), reverse=True)
+        kind = next((kind for kind in most_first if may_join(worker, kind)), None)
+        if kind is None:
+            kind = _Kind()
+            kinds.append(kind)
+        kind.queues.update(worker.starts)
+        kind.workers.append(worker)
+    idle = {queue for queue, of in enumerate(starts) if not of}
+    return [_pool(tuple(sorted(kind.queues | idle)), kind.workers) for kind in kinds]
 
 
-def _possible(worker: WorkerRuns, total: Sequence[int], chance: float) -> set[int]:
-    """Return the queues that a worker may take from: those that it has run tasks of, and those
-    of which it may have run none by chance, with a probability above *chance*. *total*: the
-    runs of all workers, by queue.
-    """
-    known = sum(total[queue] for queue in worker.starts)
-    return {
-        queue
-        for queue, others in enumerate(total)
-        if queue in worker.starts or (known / (known + others)) ** len(worker.ends) > chance
-    }
-
-
-def _apart(
-    own: frozenset[int],
-    peers: Mapping[frozenset[int], Sequence[WorkerRuns]],
-    meanwhile: Mapping[WorkerRuns, Sequence[int]],
-    chance: float,
-) -> set[int]:
-    """Return the queues from which workers that have run tasks of the queues *own* alone do not
-    take: no worker has run tasks of *own* and of such a queue, and if these took from both, the
-    probability of that would be at most *chance*. (All are judged together: each may have run
-    too few to tell, such as of a rare queue that has a worker of its own.)
-
-    *peers*: the workers by their queues; *meanwhile*: the runs of all in a worker's time, by
-    queue.
-    """
-
-    def not_both(worker: WorkerRuns, queue: int) -> float:
-        known = sum(meanwhile[worker][number] for number in own)
-        share, runs = known / (known + meanwhile[worker][queue]), len(worker.ends)
-        return float(share**runs + (1 - share) ** runs)
-
-    return {
-        queue
-        for queue in range(len(meanwhile[peers[own][0]]))
-        if queue not in own
-        and math.prod(not_both(worker, queue) for worker in peers[own]) <= chance
-        and not any(own | {queue} <= other for other in peers)
-    }
+def _pool(queues: tuple[int, ...], workers: Collection[WorkerRuns]) -> Pool:
+    starts = chain.from_iterable(worker.all_starts() for worker in workers)
+    ends = chain.from_iterable(worker.ends for worker in workers)
+    each = [most_at_a_time(worker.all_starts(), worker.ends) for worker in workers]
+    return Pool(queues, most_at_a_time(starts, ends), each)
 
 
 def most_at_a_time(starts: Iterable[float], ends: Iterable[float]) -> int:
