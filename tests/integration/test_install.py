@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery, current_app
+from kombu.transport import redis as stock
 
 import rts
 from rts.installation import parts_of
@@ -19,21 +20,61 @@ from rts.testing import RedisServer, WorkerFailed, wait_until
 from tests.conftest import MakeStage, printed
 from tests.order import EDF
 
+#: What :func:`bare` is.
+NewApp = Callable[..., Celery]
+
 
 def nothing() -> None:
     """A task that does nothing."""
 
 
 @pytest.fixture
-def app(rts_redis_url: str, rts_key_prefix: str) -> Iterator[Celery]:
-    """An app for this test only, with its own queue."""
-    app = Celery("own", broker=rts_redis_url)
-    app.conf.task_default_queue = rts_key_prefix.strip(":")
-    app.conf.rts_key_prefix = rts_key_prefix
-    app.task(name="own.task")(nothing)
-    yield app
-    rts.uninstall(app)
-    app.close()
+def bare() -> Iterator[NewApp]:
+    """Make apps that nothing configures; without rts and closed at the end."""
+    made: list[Celery] = []
+
+    def make(**options: Any) -> Celery:
+        made.append(Celery(f"app{len(made)}", **options))
+        return made[-1]
+
+    yield make
+    for app in made:
+        rts.uninstall(app)
+        app.close()
+
+
+@pytest.fixture
+def conf(rts_redis_url: str, rts_key_prefix: str) -> dict[str, Any]:
+    """The session's Redis as the broker, and a queue of this test."""
+    return {
+        "broker_url": rts_redis_url,
+        "task_default_queue": rts_key_prefix.strip(":"),
+        "rts_key_prefix": rts_key_prefix,
+    }
+
+
+@pytest.fixture
+def app(bare: NewApp, conf: dict[str, Any]) -> Celery:
+    """An app for this test only."""
+    app = bare()
+    app.conf.update(conf)
+    app.task(name="own.task", shared=False)(nothing)
+    return app
+
+
+@pytest.fixture
+def other(bare: NewApp, conf: dict[str, Any], app: Celery) -> Iterator[Celery]:
+    """A second app in the process that is not the current one."""
+    other = bare(set_as_current=False)
+    other.conf.update(conf)
+    yield other
+    app.set_current()
+
+
+def ordered(client: redis.Redis, app: Celery) -> tuple[int, int]:
+    """Return how many messages wait in the deadline order, and how many where Celery reads."""
+    queue = app.conf.task_default_queue
+    return client.zcard(f"{queue}{EDF}"), client.llen(queue)
 
 
 def newest(client: redis.Redis, app: Celery) -> dict[str, Any]:
@@ -99,35 +140,22 @@ def test_no_connection_is_left(scheduler: str | None) -> None:
 
 
 def test_it_may_be_called_before_the_configuration(
-    redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str
+    bare: NewApp, conf: dict[str, Any], redis_client: redis.Redis
 ) -> None:
-    app = Celery("late")
+    app = bare()
     rts.install(app)
-    app.conf.update(
-        broker_url=rts_redis_url,
-        task_default_queue=rts_key_prefix,
-        rts_key_prefix=rts_key_prefix,
-        rts_sla_multiplier=1.75,
-    )
+    app.conf.update(conf, rts_sla_multiplier=1.75)
     app.send_task("late.task")
     assert newest(redis_client, app)["rts_k"] == 1.75
-    rts.uninstall(app)
-    app.close()
 
 
 @pytest.mark.parametrize("late", ["options", "scheduler"])
 def test_an_app_whose_configuration_changes_publishes_in_order(
-    redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str, late: str
+    bare: NewApp, conf: dict[str, Any], redis_client: redis.Redis, late: str
 ) -> None:
-    app = Celery("late")
-    app.config_from_object(
-        {
-            "broker_url": rts_redis_url,
-            "task_default_queue": rts_key_prefix,
-            "rts_key_prefix": rts_key_prefix,
-            "rts_scheduler": None if late == "scheduler" else "edf",
-        }
-    )
+    app = bare()
+    scheduler = None if late == "scheduler" else "edf"
+    app.config_from_object({**conf, "rts_scheduler": scheduler})
     rts.install(app)
     assert app.conf.broker_url  # which loads it
     if late == "scheduler":
@@ -136,72 +164,58 @@ def test_an_app_whose_configuration_changes_publishes_in_order(
         app.conf.broker_transport_options = {"visibility_timeout": 60}
     app.send_task("late.task")  # when the configuration is read again
     app.send_task("late.task")
-    assert redis_client.zcard(f"{rts_key_prefix}{EDF}") == 1
-    assert redis_client.llen(rts_key_prefix) == 1  # workers in order adopt it
+    assert ordered(redis_client, app) == (1, 1)  # workers in order adopt the first
     if late == "options":
         with app.connection_for_write() as connection:
             assert connection.default_channel.visibility_timeout == 60
-    rts.uninstall(app)
-    app.close()
 
 
 @pytest.mark.parametrize("namespace", ["CELERY", "celery"])
 def test_options_that_have_a_namespace_do_not_hide_the_order(
-    redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str, namespace: str
+    bare: NewApp, conf: dict[str, Any], redis_client: redis.Redis, namespace: str
 ) -> None:
-    conf = {
-        "broker_url": rts_redis_url,
-        "broker_transport_options": {"visibility_timeout": 60},
-        "task_default_queue": rts_key_prefix,
-        "rts_key_prefix": rts_key_prefix,
-        "rts_scheduler": "edf",
-    }
+    conf.update(
+        broker_transport_options={"visibility_timeout": 60},
+        rts_scheduler="edf",
+    )
     named = {f"celery_{key}": value for key, value in conf.items()}
     if namespace.isupper():
         named = {key.upper(): value for key, value in named.items()}
-    app = Celery("django")
+    app = bare()
     app.config_from_object(named, namespace=namespace)
     rts.install(app)
     app.send_task("own.task")
-    assert redis_client.zcard(f"{rts_key_prefix}{EDF}") == 1
+    assert ordered(redis_client, app) == (1, 0)
     with app.connection_for_write() as connection:
         assert connection.default_channel.visibility_timeout == 60
     rts.uninstall(app)
     app.send_task("own.task")
-    assert redis_client.zcard(f"{rts_key_prefix}{EDF}") == 1
-    assert redis_client.llen(rts_key_prefix) == 1
-    app.close()
+    assert ordered(redis_client, app) == (1, 1)
 
 
 def test_what_is_published_after_uninstalling_waits_where_celery_reads(
-    redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str
+    app: Celery, redis_client: redis.Redis
 ) -> None:
-    app = Celery("ordered", broker=rts_redis_url)
-    app.conf.update(
-        task_default_queue=rts_key_prefix, rts_key_prefix=rts_key_prefix, rts_scheduler="edf"
-    )
+    app.conf.rts_scheduler = "edf"
     rts.install(app)
     app.send_task("own.task")
-    assert redis_client.zcard(f"{rts_key_prefix}{EDF}") == 1
+    assert ordered(redis_client, app) == (1, 0)
     rts.uninstall(app)
     app.send_task("own.task")
-    assert redis_client.zcard(f"{rts_key_prefix}{EDF}") == 1
-    assert redis_client.llen(rts_key_prefix) == 1
+    assert ordered(redis_client, app) == (1, 1)
     rts.install(app)
     app.send_task("own.task")
-    assert redis_client.zcard(f"{rts_key_prefix}{EDF}") == 2
-    rts.uninstall(app)
-    app.close()
+    assert ordered(redis_client, app) == (2, 1)
 
 
 def test_an_app_that_is_finalized_by_hand_can_publish_before(
+    bare: NewApp,
+    conf: dict[str, Any],
     redis_client: redis.Redis,
-    rts_redis_url: str,
-    rts_key_prefix: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    app = Celery("by hand", broker=rts_redis_url, autofinalize=False)
-    app.conf.update(task_default_queue=rts_key_prefix, rts_key_prefix=rts_key_prefix)
+    app = bare(autofinalize=False)
+    app.conf.update(conf)
 
     @app.task(name="by.hand", shared=False, rts={"task_type": "cpu-light"})
     def by_hand() -> None: ...
@@ -214,19 +228,14 @@ def test_an_app_that_is_finalized_by_hand_can_publish_before(
     app.finalize()
     app.send_task("by.hand")
     assert newest(redis_client, app)["task_type"] == "cpu-light"
-    rts.uninstall(app)
-    app.close()
 
 
 def test_a_publish_does_not_finalize_its_app(
-    redis_client: redis.Redis, rts_redis_url: str, rts_key_prefix: str
+    bare: NewApp, conf: dict[str, Any], redis_client: redis.Redis
 ) -> None:
-    app = Celery("not finalized", broker=rts_redis_url)
-    app.conf.update(
-        task_default_queue=rts_key_prefix,
-        rts_key_prefix=rts_key_prefix,
-        task_annotations={"annotated": {"rts": {"task_type": "cpu-light"}}},
-    )
+    app = bare()
+    annotations = {"annotated": {"rts": {"task_type": "cpu-light"}}}
+    app.conf.update(conf, task_annotations=annotations)
 
     @app.task(name="annotated", shared=False)
     def annotated() -> None: ...
@@ -240,13 +249,13 @@ def test_a_publish_does_not_finalize_its_app(
     assert not app.finalized, "its on_after_finalize would have been sent"
     app.send_task("by.name")
     assert newest(redis_client, app)["task_type"] == "cpu-heavy", "found all the same"
-    rts.uninstall(app)
-    app.close()
 
 
 @pytest.mark.parametrize("how", ["attribute", "update", "object", "environment"])
-def test_an_invalid_setting_fails_at_install(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = Celery("bad")
+def test_an_invalid_setting_fails_at_install(
+    how: str, bare: NewApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = bare()
     if how == "attribute":
         app.conf.rts_sla_multiplier = 9
     elif how == "update":
@@ -257,24 +266,20 @@ def test_an_invalid_setting_fails_at_install(how: str, monkeypatch: pytest.Monke
         monkeypatch.setenv("SCHED_SLA_MULTIPLIER", "9")
     with pytest.raises(rts.ConfigurationError, match=r"= '?9'? is not valid; .*1\.5 to 2\.5"):
         rts.install(app)
-    app.close()
 
 
 def test_the_deadline_order_is_refused_with_a_kombu_that_it_cannot_override(
-    monkeypatch: pytest.MonkeyPatch,
+    bare: NewApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kombu.transport import redis as stock
-
-    app = Celery("newer", broker="redis://127.0.0.1:1")
+    app = bare(broker="redis://127.0.0.1:1")
     app.conf.rts_scheduler = "edf"
     monkeypatch.delattr(stock.Channel, "_brpop_start")
     with pytest.raises(rts.ConfigurationError, match=r"kombu \d.*has no Channel._brpop_start"):
         rts.install(app)
-    app.close()
 
 
-def test_a_lazy_configuration_is_loaded_when_the_app_needs_it() -> None:
-    app, told = Celery("lazy"), []
+def test_a_lazy_configuration_is_loaded_when_the_app_needs_it(bare: NewApp) -> None:
+    app, told = bare(), []
     app.config_from_object({"CELERY_RTS_MIN_SAMPLES": 0}, namespace="CELERY")
     with pytest.raises(rts.ConfigurationError, match="rts_min_samples = 0"):
         rts.install(app)
@@ -284,13 +289,13 @@ def test_a_lazy_configuration_is_loaded_when_the_app_needs_it() -> None:
     app.on_after_configure.connect(lambda **_: told.append("configured"), weak=False)
     assert app.conf.rts_min_samples == 1
     assert told == ["configured"]
-    rts.uninstall(app)
-    app.close()
 
 
 @pytest.mark.parametrize("how", ["receiver", "defaults"])
-def test_a_configuration_that_code_completes_is_not_judged_before(how: str) -> None:
-    app = Celery("completed")
+def test_a_configuration_that_code_completes_is_not_judged_before(
+    how: str, bare: NewApp
+) -> None:
+    app = bare()
     app.config_from_object({"broker_url": "amqp://placeholder", "rts_scheduler": "edf"})
     if how == "receiver":
         app.on_configure.connect(
@@ -300,8 +305,6 @@ def test_a_configuration_that_code_completes_is_not_judged_before(how: str) -> N
     else:
         app.add_defaults(lambda: {"rts_key_prefix": "mine:"})
     rts.install(app)
-    rts.uninstall(app)
-    app.close()
 
 
 def test_a_worker_refuses_to_start_with_a_setting_that_is_invalid_by_then(
@@ -313,20 +316,14 @@ def test_a_worker_refuses_to_start_with_a_setting_that_is_invalid_by_then(
 
 
 def test_a_producer_with_an_invalid_setting_goes_on_without_rts(
-    redis_client: redis.Redis,
-    rts_redis_url: str,
-    rts_key_prefix: str,
-    caplog: pytest.LogCaptureFixture,
+    app: Celery, redis_client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = Celery("later", broker=rts_redis_url)
     rts.install(app)
-    app.conf.update(task_default_queue=rts_key_prefix, rts_min_samples=0)
-    app.send_task("later.task")
-    app.send_task("later.task")
+    app.conf.rts_min_samples = 0
+    app.send_task("own.task")
+    app.send_task("own.task")
     assert "rts_deadline" not in newest(redis_client, app)
     assert sum("rts is off in this process" in r.getMessage() for r in caplog.records) == 1
-    rts.uninstall(app)
-    app.close()
 
 
 def test_disabled_it_does_nothing(app: Celery, redis_client: redis.Redis) -> None:
@@ -347,11 +344,9 @@ def test_disabled_it_leaves_the_queues_in_their_form(
 
 
 def test_another_app_in_the_process_is_left_alone(
-    app: Celery, redis_client: redis.Redis, rts_redis_url: str
+    app: Celery, other: Celery, redis_client: redis.Redis
 ) -> None:
     rts.install(app)
-    other = Celery("other", broker=rts_redis_url, set_as_current=False)
-    other.conf.task_default_queue = app.conf.task_default_queue
     other.task(name="other.task", shared=False)(nothing)
     with other.connection_for_write():
         other.set_current()
@@ -359,35 +354,26 @@ def test_another_app_in_the_process_is_left_alone(
         assert "rts_deadline" not in newest(redis_client, app)
         app.send_task("own.task")
         assert "rts_deadline" in newest(redis_client, app)
-    app.set_current()
-    other.close()
 
 
 @pytest.mark.parametrize("current", ["own", "other"])
 def test_a_task_that_apps_share_is_planned_by_the_app_that_publishes_it(
-    app: Celery, redis_client: redis.Redis, rts_redis_url: str, current: str
+    app: Celery, other: Celery, redis_client: redis.Redis, current: str
 ) -> None:
-    other = Celery("other", broker=rts_redis_url, set_as_current=False)
-    other.conf.task_default_queue = app.conf.task_default_queue
     own, others = (each.task(name="both.know")(nothing) for each in (app, other))
     rts.install(app)
     (app if current == "own" else other).set_current()
-    try:
-        own.delay()
-        assert "rts_deadline" in newest(redis_client, app)
-        others.delay()
-        assert "rts_deadline" not in newest(redis_client, app)
-        other.conf.update(rts_min_slack=77.0, rts_key_prefix="rts-test-other:")
-        rts.install(other)
-        for publisher, slack_s in ((own, 1.0), (others, 77.0)):
-            publisher.apply_async(headers={"task_type": "cpu-light"})
-            headers = newest(redis_client, app)
-            left_s = headers["rts_deadline"] - headers["rts_arrival"] - headers["rts_tau"]
-            assert left_s == pytest.approx(max(5.0, slack_s))
-    finally:
-        rts.uninstall(other)
-        app.set_current()
-        other.close()
+    own.delay()
+    assert "rts_deadline" in newest(redis_client, app)
+    others.delay()
+    assert "rts_deadline" not in newest(redis_client, app)
+    other.conf.update(rts_min_slack=77.0, rts_key_prefix="rts-test-other:")
+    rts.install(other)
+    for publisher, slack_s in ((own, 1.0), (others, 77.0)):
+        publisher.apply_async(headers={"task_type": "cpu-light"})
+        headers = newest(redis_client, app)
+        left_s = headers["rts_deadline"] - headers["rts_arrival"] - headers["rts_tau"]
+        assert left_s == pytest.approx(max(5.0, slack_s))
 
 
 class Tasks(str, Enum):
