@@ -339,12 +339,14 @@ def make_app() -> Iterator[MakeApp]:
     """Make apps with rts; closed at the end."""
     made: list[Celery] = []
 
-    def make(broker: str = "memory://", backend: str | None = None, **conf: Any) -> Celery:
+    def make(
+        broker: str | None = "memory://", backend: str | None = None, **conf: Any
+    ) -> Celery:
         name = f"producer{len(made)}"
         app = Celery(name, broker=broker, backend=backend, set_as_current=False)
+        made.append(app)
         app.conf.update(conf)
         rts.install(app)
-        made.append(app)
         return app
 
     yield make

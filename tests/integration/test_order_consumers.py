@@ -23,13 +23,9 @@ from kombu.asynchronous import Hub
 from kombu.transport import redis as stock
 from kombu.utils import eventio
 
-import rts
-from rts.installation import parts_of
 from rts.link.link import MAX_IDLE_S
 from rts.predictions.queue_reader import QueueReader
-from rts.records import Plan
 from rts.rule import Rule
-from rts.scheduling.activation import turn_on
 from rts.scheduling.channel import Channel
 from rts.scheduling.discovery import FleetQueues, all_queue_names
 from rts.scheduling.layout import BELL_TTL_MS
@@ -628,102 +624,3 @@ def test_without_the_option_the_transport_is_kombus(
         assert raw.llen("plain") == 1
     assert issubclass(SentinelTransport, stock.SentinelTransport)
     assert isinstance(channel, Channel)
-
-
-def test_edf_is_refused_if_the_broker_is_not_redis() -> None:
-    app = Celery("rabbit", broker="amqp://localhost")
-    app.conf.rts_scheduler = "edf"
-    with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
-        rts.install(app)
-
-
-@pytest.mark.parametrize(
-    "url", ["sqs://", "SQS://", "filesystem://", "sqla+sqlite:///b.db", "redis://;sqs://"]
-)
-def test_a_broker_without_priorities_has_no_order(
-    url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    app = Celery("none", broker=url)
-    app.conf.rts_scheduler = "edf"
-    with pytest.raises(rts.ConfigurationError, match="None if the broker has no message prio"):
-        rts.install(app)
-    app.conf.rts_scheduler = "priority"
-    rts.install(app)
-    assert "'priority' changes no order: the broker has no message prio" in caplog.text
-    rts.uninstall(app)
-
-
-@pytest.mark.parametrize(
-    ("url", "direction"),
-    [
-        *(("redis://", 1), ("rediss://", 1), ("redis+socket:///r.sock", 1), ("sentinel://", 1)),
-        *(("amqp://", -1), ("redis", -1), ("mongodb://", -1), ("memory://", -1)),
-    ],
-)
-def test_priorities_have_the_direction_of_the_broker(url: str, direction: int) -> None:
-    app = Celery("priorities", broker=url, set_as_current=False)
-    app.conf.update(rts_scheduler="priority", rts_redis_url="redis://127.0.0.1:1")
-    rts.install(app)
-    parts = parts_of(app)
-    now = parts.clock.now()
-    plan = Plan("mixed", "inferred", 1.0, 2.0, now, now + 3)
-    soon, late = (
-        parts.prioritise(plan._replace(deadline=now + s), None, False) for s in (3, 900)
-    )
-    assert (late - soon) * direction > 0
-    rts.uninstall(app)
-
-
-@pytest.mark.parametrize(
-    ("conf", "warned"),
-    [
-        ({}, True),
-        ({"task_queue_max_priority": 10}, False),
-        ({"task_queues": [Queue("a"), Queue("b", max_priority=10)]}, False),
-        ({"task_queues": [Queue("a", queue_arguments={"x-max-priority": 10})]}, False),
-        ({"task_default_queue_type": "quorum"}, False),
-    ],
-)
-def test_priorities_that_no_queue_of_rabbitmq_keeps_to_are_warned_of(
-    conf: dict[str, Any], warned: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    app = Celery("rabbit", broker="amqp://localhost", set_as_current=False)
-    app.conf.update(conf, rts_scheduler="priority", rts_redis_url="redis://127.0.0.1:1")
-    rts.install(app)
-    assert parts_of(app) is not None
-    assert ("changes no order in queues without x-max-priority" in caplog.text) is warned
-    rts.uninstall(app)
-
-
-def test_the_default_priority_of_an_app_gives_way_to_the_deadlines() -> None:
-    app = Celery("priorities", broker="memory://", set_as_current=False)
-    app.conf.update(
-        rts_scheduler="priority",
-        rts_redis_url="redis://127.0.0.1:1",
-        task_default_priority=5,
-        task_default_queue="gives-way",
-    )
-
-    @app.task(name="gives.way")
-    def work() -> None:
-        """Has the app's default priority."""
-
-    rts.install(app)
-    late = {"sla_deadline": time.time() + 1e6}
-    work.apply_async(headers=late)
-    work.apply_async(headers=late, priority=6)
-    work.apply_async(headers=late, retries=1)  # keeps what it was published with
-    with app.connection() as connection:
-        channel = connection.default_channel
-        got = [channel.basic_get("gives-way").properties["priority"] for _ in range(3)]
-    rts.uninstall(app)
-    assert got == [0, 6, 5]
-
-
-def test_edf_is_refused_if_no_broker_is_ever_configured() -> None:
-    app = Celery("none")
-    app.conf.rts_scheduler = "edf"
-    rts.install(app)  # a broker may still be configured
-    with pytest.raises(rts.ConfigurationError, match=r"edf.*priority.*amqp"):
-        turn_on(app, Settings.from_conf(app.conf))
-    rts.uninstall(app)
