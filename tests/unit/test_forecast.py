@@ -32,7 +32,7 @@ from rts.simulation.orders import (
     Waiting,
     order_of,
 )
-from rts.simulation.queues import OrderMaker, Queues, WorkerGroup
+from rts.simulation.queues import OrderMaker, WorkerGroup
 from rts.simulation.simulator import Outcome, simulate
 from rts.simulation.traces import Job, at_load, six_types
 from rts.simulation.workers import Worker, Workers
@@ -213,30 +213,6 @@ def test_a_task_starts_though_another_one_is_dropped() -> None:
     hopeless, other = Work("mixed", 0.0, 1.0, 9.0), Work("mixed", 10.0, 1.0, 99.0)
     got = forecast.of_waiting(Snapshot(10.0, 1, [hopeless, other], order=order), 1)
     assert got.start_high < 12.0
-
-
-def test_a_late_turn_serves_what_has_waited_longest_in_any_of_a_workers_queues() -> None:
-    order = partial(EarliestDeadlineFirst, Rule(late_share=1 / 3))
-    queues = Queues(order, [WorkerGroup(8, (0, 1))], in_turn=True)
-    for number, (queue, arrival) in enumerate([(0, 20.0), (1, 10.0), (0, 15.0)]):
-        queues.push(queue, Waiting(arrival, 1.0, arrival + 2.0, number))
-    for number in range(3, 9):
-        queues.push(number % 2, Waiting(90.0, 1.0, 900.0 + number, number))
-    # Each of them counts the claims that begin with it.
-    popped = [queues.pop(0, 100.0, may=True) for _ in range(9)]
-    assert [found and found[1].number for found in popped] == [4, 3, 6, 5, 1, 8, 7, 2, 0]
-
-
-@pytest.mark.parametrize(("turns", "first"), [([0, 19], 2), ([19, 0], 0)])
-def test_a_claim_in_several_queues_counts_for_one_late_turn(
-    turns: list[int], first: int
-) -> None:
-    line = Queues(EarliestDeadlineFirst, [WorkerGroup(4, (0, 1))], in_turn=True)
-    line.resume_turns(turns)  # the next claim of one of the queues would be its twentieth
-    for number, (queue, deadline) in enumerate([(0, 1.0), (1, 1.0), (1, 200.0)]):
-        line.push(queue, Waiting(0.0, 1.0, deadline, number))
-    found = line.pop(0, 100.0, may=True)
-    assert found[1].number == first
 
 
 def test_demoted_tasks_of_all_queues_may_hold_three_of_four_slots() -> None:
@@ -675,23 +651,28 @@ def test_arrivals_in_other_queues_count_in_order_of_arrival() -> None:
     assert beside.start - 1000.0 > 20.0
 
 
-def after_a_burst(order: OrderMaker, seed: int) -> tuple[Snapshot, list[Outcome]]:
-    """Return what can be known one second after many tasks came at once to idle workers,
-    and what waits.
+def after_a_burst(
+    order: OrderMaker, seed: int, before: int, burst: int, spread_s: float = 0.0
+) -> tuple[Snapshot, list[Outcome]]:
+    """Return what can be known one second after *burst* tasks came within *spread_s* to idle
+    workers, and what waits.
     """
-    jobs = at_load(six_types(400, seed=seed), 8, 0.5)
-    before = simulate(jobs[:200], 8, FirstComeFirstServed(), Settings())
-    burst_at = max(o.finished_at for o in before) + 20
-    jobs[200:] = [job._replace(arrival_s=burst_at) for job in jobs[200:]]
+    jobs = at_load(six_types(before + burst, seed=seed), 8, 0.5)
+    earlier = simulate(jobs[:before], 8, FirstComeFirstServed(), Settings())
+    burst_at = max(o.finished_at for o in earlier) + 20
+    jobs[before:] = [
+        job._replace(arrival_s=burst_at + spread_s * number / burst)
+        for number, job in enumerate(jobs[before:])
+    ]
     outcomes = simulate(jobs, 8, order(), Settings())
-    ended = sorted(outcomes[:200], key=lambda o: o.finished_at)
-    began, now = ended[0].finished_at, burst_at + 1.0
-    waiting = [o for o in outcomes[200:] if o.started_at > now]
+    now = burst_at + spread_s + 1.0
+    ended = sorted((o for o in outcomes if o.finished_at <= now), key=lambda o: o.finished_at)
+    began = ended[0].finished_at
+    waiting = [o for o in outcomes if o.started_at > now]
+    runs = [o for o in outcomes if o.started_at <= now < o.finished_at]
     snapshot = Snapshot(
-        now,
-        8,
-        [work(o) for o in waiting],
-        running=[Running(work(o), o.started_at) for o in outcomes[200:] if o.started_at <= now],
+        *(now, 8, [work(o) for o in waiting]),
+        running=[Running(work(o), o.started_at) for o in runs],
         ended=[(work(o), o.job.runtime_s) for o in ended],
         recent_arrivals=[work(o) for o in outcomes if o.job.arrival_s > began],
         span_s=now - began,
@@ -700,16 +681,22 @@ def after_a_burst(order: OrderMaker, seed: int) -> tuple[Snapshot, list[Outcome]
     return snapshot, waiting
 
 
+def compared(got: Prediction, outcome: Outcome) -> tuple[float, bool]:
+    """Return by what part of its wait a start differs, and whether the interval holds it."""
+    error = abs(got.start - outcome.started_at) / outcome.queueing_delay_s
+    return error, got.start_low <= outcome.started_at <= got.start_high
+
+
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
 def test_predictions_hold_after_a_burst(order: OrderMaker) -> None:
-    errors, inside = [], []
+    found = []
     for seed in range(1, 5):  # what waits for the same work is off by the same
-        snapshot, waiting = after_a_burst(order, seed)
+        snapshot, waiting = after_a_burst(order, seed, 200, 200)
         for position in range(0, len(waiting), 24):
-            got, outcome = forecast.of_waiting(snapshot, position), waiting[position]
-            errors.append(abs(got.start - outcome.started_at) / outcome.queueing_delay_s)
-            inside.append(got.start_low <= outcome.started_at <= got.start_high)
+            got = forecast.of_waiting(snapshot, position)
+            found.append(compared(got, waiting[position]))
+    errors, inside = zip(*found, strict=True)
     assert statistics.median(errors) <= 0.1
     assert statistics.mean(inside) >= 0.8
 
@@ -717,22 +704,11 @@ def test_predictions_hold_after_a_burst(order: OrderMaker) -> None:
 @pytest.mark.usefixtures("unmeasured")
 @pytest.mark.parametrize("order", [FirstComeFirstServed, EarliestDeadlineFirst])
 def test_a_sample_of_a_long_queue_is_representative(order: OrderMaker) -> None:
-    count, slots = 3000, 8
-    jobs = at_load(six_types(400 + count, seed=1), slots, 0.5)
-    before = simulate(jobs[:400], slots, FirstComeFirstServed(), Settings())
-    burst_at = max(o.finished_at for o in before) + 20
-    jobs[400:] = [
-        job._replace(arrival_s=burst_at + number / 1000)
-        for number, job in enumerate(jobs[400:])
-    ]
-    outcomes = simulate(jobs, slots, order(), Settings())
-    now = burst_at + count / 1000 + 1
-    waiting = [o for o in outcomes[400:] if o.started_at > now]
-    ended = sorted((o for o in outcomes if o.finished_at <= now), key=lambda o: o.finished_at)
+    whole, waiting = after_a_burst(order, 1, 400, 3000, spread_s=3.0)
     ordered = order is EarliestDeadlineFirst
     if ordered:
         waiting.sort(key=lambda o: o.deadline)
-    errors, inside = [], []
+    found = []
     for number in range(10):
         rank = (2 * number + 1) * len(waiting) // 20
         pages = sampled([len(waiting)], 0, rank, SAMPLE, ordered=ordered)
@@ -740,24 +716,11 @@ def test_a_sample_of_a_long_queue_is_representative(order: OrderMaker) -> None:
         position = [n for n, _ in read].index(rank)
         works = [work(waiting[n])._replace(weight=weight) for n, weight in read]
         assert len(works) <= SAMPLE + 2
-        assert sum(w.weight for w in works) == pytest.approx(
-            len(waiting) if ordered else rank + 1
-        )
-        snapshot = Snapshot(
-            now,
-            slots,
-            works,
-            running=[
-                Running(work(o), o.started_at)
-                for o in outcomes
-                if o.started_at <= now < o.finished_at
-            ],
-            ended=[(work(o), o.job.runtime_s) for o in ended],
-            order=order,
-        )
-        got, outcome = forecast.of_waiting(snapshot, position), waiting[rank]
-        errors.append(abs(got.start - outcome.started_at) / outcome.queueing_delay_s)
-        inside.append(got.start_low <= outcome.started_at <= got.start_high)
+        represented = len(waiting) if ordered else rank + 1
+        assert sum(w.weight for w in works) == pytest.approx(represented)
+        snapshot = replace(whole, waiting=works, recent_arrivals=(), span_s=0.0)
+        found.append(compared(forecast.of_waiting(snapshot, position), waiting[rank]))
+    errors, inside = zip(*found, strict=True)
     assert statistics.median(errors) <= 0.1
     assert sorted(errors)[7] <= 0.15  # also of those that just do not turn hopeless
     assert statistics.mean(inside) >= 0.7

@@ -85,8 +85,11 @@ def test_the_default_priority_of_an_app_gives_way_to_the_deadlines(make_app: Mak
         task_default_priority=5,
         task_default_queue="gives-way",
     )
+
+    @app.task(name="gives.way")
+    def work() -> None: ...
+
     late = {"sla_deadline": time.time() + 1e6}
-    work = app.task(name="gives.way")(lambda: None)
     work.apply_async(headers=late)
     work.apply_async(headers=late, priority=6)
     work.apply_async(headers=late, retries=1)  # keeps what it was published with
