@@ -215,6 +215,23 @@ def test_a_task_starts_though_another_one_is_dropped() -> None:
     assert got.start_high < 12.0
 
 
+@pytest.mark.parametrize(("turns", "start"), [((0,), 1002.5), ((19,), 1000.5)])
+def test_the_next_late_turn_is_counted_from_the_last_one(
+    turns: tuple[int, ...], start: float
+) -> None:
+    exact: Any = Exact([])
+    hopeful = Work("mixed", 999.5, 1.0, 9000.0, name="1.0")
+    waiting = [hopeful._replace(deadline=901.0), hopeful, hopeful]
+    snapshot = Snapshot(
+        *(1000.0, 1, waiting),
+        running=[Running(hopeful, 999.5)],
+        order=EarliestDeadlineFirst,
+        turns=turns,
+    )
+    play = QueueSimulation(snapshot, exact, exact, random.Random(1))
+    assert play.start_of(0, 100) == start
+
+
 def test_demoted_tasks_of_all_queues_may_hold_three_of_four_slots() -> None:
     workers = Workers([WorkerGroup(4, (0, 1))], EarliestDeadlineFirst)
     for number in range(4):
