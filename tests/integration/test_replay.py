@@ -14,11 +14,9 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.bin.base import CLIContext
-from click.testing import CliRunner, Result
 from kombu import Queue
 
-from rts.cli import ledger_runs, rts
+from rts.cli import ledger_runs
 from rts.simulation.traces import Job, at_load, read_trace, six_types, write_trace
 from rts.testing import wait_until
 from rts.testing.replay import replay, share
@@ -28,20 +26,6 @@ from tests.records import ended
 
 #: As on a broker whose urgent messages do not go first.
 EQUAL = {"priority_steps": [0]}
-
-
-def cli_of(**conf: Any) -> Run:
-    """Return a way to run a command in this process."""
-
-    def run(*arguments: str) -> Result:
-        app = Celery("replay", set_as_current=False)
-        app.conf.update(conf)
-        context = CLIContext(app=app, no_color=True, workdir=None)
-        result = CliRunner().invoke(rts, arguments, obj=context)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result
-        return result
-
-    return run
 
 
 @pytest.fixture
@@ -59,7 +43,12 @@ def by_name(job: Job) -> tuple[str, float]:
 @pytest.mark.alone  # other tests would take the time between two runs
 @pytest.mark.parametrize(("scheduler", "rho"), [("edf", 1.2), (None, 0.85)])
 def test_the_replay_of_a_real_run_says_what_happened(
-    scheduler: str | None, rho: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheduler: str | None,
+    rho: float,
+    cli: Run,
+    conf: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SCHED_SLA_MULTIPLIER", "1.5")  # of somebody else, as the next one
     monkeypatch.setenv("CELERY_BROKER_URL", "redis://localhost:1/0")
@@ -70,10 +59,10 @@ def test_the_replay_of_a_real_run_says_what_happened(
         assert ledger.tasks.distinct("k") == [2.0]
         host, port = ledger.client.address
         url = f"mongodb://{host}:{port}/{ledger.name}"
-        run = cli_of(rts_mongo_url=url, rts_scheduler=scheduler)
-        said["replay"] = document(run("replay", "--since", "1h", "--json"))
-        said["text"] = run("replay", "--since", "1h", "--write", str(tmp_path / "it.csv"))
-        said["plan"] = document(run("plan", "--since", "1h", "--target", "0.9", "--json"))
+        conf.update(rts_mongo_url=url, rts_scheduler=scheduler)
+        said["replay"] = document(cli("replay", "--since", "1h", "--json"))
+        said["text"] = cli("replay", "--since", "1h", "--write", str(tmp_path / "it.csv"))
+        said["plan"] = document(cli("plan", "--since", "1h", "--target", "0.9", "--json"))
 
     met = share(replay(jobs, 4, scheduler, speedup=100, look=look))
     found = said["replay"]
@@ -101,7 +90,7 @@ def test_the_replay_of_a_real_run_says_what_happened(
 
 
 def test_the_ledger_is_read_by_window_queue_and_number(
-    conf: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    cli: Run, conf: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(
         conf,
@@ -110,8 +99,7 @@ def test_the_ledger_is_read_by_window_queue_and_number(
         ended(11, 50, started_at=None),  # killed before anybody knew
         ended(12, 40, state="FAILURE", cause="killed", runtime_s=None),
     )
-    run = cli_of(**conf)
-    found = document(run("replay", "--since", "1h", "--json"))
+    found = document(cli("replay", "--since", "1h", "--json"))
     assert found["total"] == {
         "key": "total",
         "tasks": 11,
@@ -119,19 +107,21 @@ def test_the_ledger_is_read_by_window_queue_and_number(
         "simulated": {"fifo": pytest.approx(10 / 11)},
     }
     assert (
-        document(run("replay", "--since", "1h", "--queue", "q", "--json"))["total"]["tasks"]
+        document(cli("replay", "--since", "1h", "--queue", "q", "--json"))["total"]["tasks"]
         == 6
     )
-    by_name = document(run("replay", "--since", "3h", "--by", "name", "--json"))
+    by_name = document(cli("replay", "--since", "3h", "--by", "name", "--json"))
     assert [(row["key"], row["tasks"]) for row in by_name["rows"]] == [("proj.work", 12)]
     monkeypatch.setattr("rts.cli.workloads.MAX_RUNS", 5)
     monkeypatch.setattr(ledger_runs, "MAX_RUNS", 5)
-    few = run("replay", "--since", "3h", "--json")
+    few = cli("replay", "--since", "3h", "--json")
     assert "only the last 5 runs" in few.stderr
     assert document(few)["total"]["tasks"] == 4  # one of them has no start
 
 
-def test_tasks_that_were_dropped_are_replayed_with_their_tau(conf: dict[str, Any]) -> None:
+def test_tasks_that_were_dropped_are_replayed_with_their_tau(
+    cli: Run, conf: dict[str, Any]
+) -> None:
     never = {"state": "REVOKED", "started_at": None, "runtime_s": None, "load_at_start": {}}
     write(
         conf,
@@ -142,8 +132,7 @@ def test_tasks_that_were_dropped_are_replayed_with_their_tau(conf: dict[str, Any
         ended(22, 150.0, state="RETRY"),
         ended(22, 101.0, cause="dropped", retries=1, run_id="again", **never),
     )
-    run = cli_of(**conf)
-    found = document(run("replay", "--since", "1h", "--queue", "q", "--slots", "9", "--json"))
+    found = document(cli("replay", "--since", "1h", "--queue", "q", "--slots", "9", "--json"))
     assert found["slots_recorded"] == 1
     assert found["total"]["tasks"] == 8
     assert found["total"]["recorded"] == 4 / 8
@@ -162,7 +151,7 @@ def test_tasks_that_were_dropped_are_replayed_with_their_tau(conf: dict[str, Any
     ],
 )
 def test_the_stock_order_has_the_priorities_of_the_messages(
-    conf: dict[str, Any], broker: dict[str, Any], queue: Queue, first: str
+    cli: Run, conf: dict[str, Any], broker: dict[str, Any], queue: Queue, first: str
 ) -> None:
     # One slot, and three seconds each, for ten that arrive in turn and are due in 17 s: by
     # arrival, half of each kind are in time.
@@ -172,17 +161,19 @@ def test_the_stock_order_has_the_priorities_of_the_messages(
         kind = {"task_type": ("urgent", "later")[n % 2], "priority": 3 * (n % 2)}
         write(conf, ended(n, 100 - 3 * n - 3, **due, **kind))
     orders = ("--slots", "1", "--scheduler", "fifo", "--scheduler", "edf", "--overhead", "0")
-    terms = {"worker_disable_prefetch": True, "task_queues": [queue], **broker}
-    found = document(cli_of(**conf, **terms)("replay", "--since", "1h", *orders, "--json"))
+    conf.update(worker_disable_prefetch=True, task_queues=[queue], **broker)
+    found = document(cli("replay", "--since", "1h", *orders, "--json"))
     met = {row["key"]: row["simulated"]["fifo"] * row["tasks"] for row in found["rows"]}
     # The first that arrives, an urgent one, begins in any case.
     expected = {"urgent": (5, 0), "later": (1, 4), "both": (3, 2)}[first]
     assert (met["urgent"], met["later"]) == expected
-    planned = document(cli_of(**conf, **terms)("plan", "--since", "1h", "--json"))
+    planned = document(cli("plan", "--since", "1h", "--json"))
     assert planned["slots"] == 2
 
 
-def test_a_task_waits_for_a_worker_that_takes_from_its_queue(conf: dict[str, Any]) -> None:
+def test_a_task_waits_for_a_worker_that_takes_from_its_queue(
+    cli: Run, conf: dict[str, Any]
+) -> None:
     # Ten that come at once for a worker of one slot, and ten in turn for another one.
     begun = time.time() - 100
     for n in range(20):
@@ -190,16 +181,16 @@ def test_a_task_waits_for_a_worker_that_takes_from_its_queue(conf: dict[str, Any
         at = {"arrival": arrival, "deadline": arrival + 5.5, "queue": queue, "worker": queue}
         ran = {"started_at": begun + n, "completed_at": begun + n + 1, "runtime_s": 1.0}
         write(conf, ended(n, 0, **ran, **at))
-    run = cli_of(**conf, worker_prefetch_multiplier=1)
+    conf.update(worker_prefetch_multiplier=1)
     arguments = ("replay", "--since", "1h", "--overhead", "0", "--json")
-    found = document(run(*arguments))
+    found = document(cli(*arguments))
     assert found["slots_recorded"] == 2
     assert found["total"]["simulated"]["fifo"] == 15 / 20
-    twice = document(run(*arguments, "--slots", "4"))
+    twice = document(cli(*arguments, "--slots", "4"))
     assert twice["total"]["simulated"]["fifo"] == 1.0
 
 
-def test_what_a_task_publishes_arrives_when_it_runs(conf: dict[str, Any]) -> None:
+def test_what_a_task_publishes_arrives_when_it_runs(cli: Run, conf: dict[str, Any]) -> None:
     # One slot ran these in turn, each in three seconds. On two slots the chain's second task
     # takes a slot three seconds sooner, when two others arrive, for one of which none is free.
     begun = time.time() - 100
@@ -210,20 +201,20 @@ def test_what_a_task_publishes_arrives_when_it_runs(conf: dict[str, Any]) -> Non
         ran = {"started_at": begun + 3 * n, "completed_at": begun + 3 * n + 3}
         write(conf, ended(n, 0, **ran, **at, **who))
     arguments = ("--since", "1h", "--slots", "2", "--overhead", "0", "--by", "name", "--json")
-    found = document(cli_of(**conf)("replay", *arguments))
+    found = document(cli("replay", *arguments))
     met = {row["key"]: row["simulated"]["fifo"] for row in found["rows"]}
     assert met == {"x": 1.0, "a": 1.0, "b": 1.0, "y": 0.5}
     assert found["total"]["recorded"] == 2 / 5
 
 
 def test_of_many_runs_only_those_are_looked_at_that_are_read(
-    conf: dict[str, Any], mongo: Any, monkeypatch: pytest.MonkeyPatch
+    cli: Run, conf: dict[str, Any], mongo: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(conf, *(ended(n, 1000.0 + n) for n in range(200)))
     monkeypatch.setattr("rts.cli.workloads.MAX_RUNS", 10)
     monkeypatch.setattr(ledger_runs, "MAX_RUNS", 10)
     mongo.command("profile", 2)
-    found = document(cli_of(**conf)("replay", "--since", "3h", "--json"))
+    found = document(cli("replay", "--since", "3h", "--json"))
     mongo.command("profile", 0)
     assert found["total"]["tasks"] == 10
     asked = list(mongo["system.profile"].find({"op": "query", "command.find": "assignments"}))
@@ -231,7 +222,9 @@ def test_of_many_runs_only_those_are_looked_at_that_are_read(
     assert max(one["docsExamined"] for one in asked) == 10
 
 
-def test_malformed_records_of_the_ledger_are_left_out(conf: dict[str, Any], mongo: Any) -> None:
+def test_malformed_records_of_the_ledger_are_left_out(
+    cli: Run, conf: dict[str, Any], mongo: Any
+) -> None:
     write(conf, ended(0, 100.0))
     known = mongo.assignments.find_one()
     odd: list[dict[str, Any]] = [{"started_at": "x"}, {"name": None}, {"arrival": 5}]
@@ -239,12 +232,12 @@ def test_malformed_records_of_the_ledger_are_left_out(conf: dict[str, Any], mong
     mongo.assignments.insert_one({"completed_at": known["completed_at"]})
     mongo.assignments.insert_one({"completed_at": known["completed_at"], "state": "RETRY"})
     mongo.tasks.insert_one({"verdict_at": known["completed_at"], "cause": "dropped"})
-    found = document(cli_of(**conf)("replay", "--since", "1h", "--json"))
+    found = document(cli("replay", "--since", "1h", "--json"))
     assert found["total"]["tasks"] == 1
 
 
 def test_tasks_that_go_wrong_are_replayed_too(
-    make_stage: MakeStage, mongo: Any, tmp_path: Path
+    cli: Run, make_stage: MakeStage, mongo: Any, tmp_path: Path
 ) -> None:
     stage = make_stage()
     app = Celery("producer", broker=stage.broker, set_as_current=False)
@@ -256,8 +249,7 @@ def test_tasks_that_go_wrong_are_replayed_too(
     stage.worker(concurrency=2)
     ended = {"completed_at": {"$ne": None}}
     wait_until(lambda: mongo.tasks.count_documents(ended) == 8)
-    run = cli_of(**stage.conf, rts_redis_url=stage.redis_url)
-    found = document(run("replay", "--since", "1h", "--by", "name", "--slots", "2", "--json"))
+    found = document(cli("replay", "--since", "1h", "--by", "name", "--slots", "2", "--json"))
     shares = {
         row["key"].rpartition(".")[2]: (row["tasks"], row["recorded"], row["simulated"]["fifo"])
         for row in found["rows"]
@@ -267,66 +259,68 @@ def test_tasks_that_go_wrong_are_replayed_too(
     assert shares == {**completed, "kill_self": (1, 0, 0), "rejected": (1, 0, 0)}
 
 
-def test_nothing_ran_and_no_server(conf: dict[str, Any]) -> None:
+def test_nothing_ran_and_no_server(cli: Run, conf: dict[str, Any]) -> None:
     for name in ("replay", "plan"):
-        nothing = cli_of(**conf)(name)
+        nothing = cli(name)
         assert nothing.exit_code == 1
         assert "no task ran" in nothing.stderr
-        away = cli_of(**{**conf, "rts_mongo_url": NO_MONGO})(name)
+    conf.update(rts_mongo_url=NO_MONGO)
+    for name in ("replay", "plan"):
+        away = cli(name)
         assert away.exit_code == 1
         assert "MongoDB at" in away.stderr
         assert "secret" not in away.stderr
 
 
-def test_what_if_of_a_trace(trace: str) -> None:
-    run = cli_of(rts_scheduler="edf")
+def test_what_if_of_a_trace(cli: Run, conf: dict[str, Any], trace: str) -> None:
+    conf.update(rts_scheduler="edf")
     arguments = ("replay", "--trace", trace, "--slots", "4")
     both = ("--scheduler", "fifo", "--scheduler", "edf")
-    found = document(run(*arguments, *both, "--json"))
+    found = document(cli(*arguments, *both, "--json"))
     assert list(found["orders"]) == ["fifo", "edf"]
     assert found["orders"]["edf"]["share"] > found["orders"]["fifo"]["share"] + 0.2
     assert found["rho"] == pytest.approx(1.2)
     assert found["total"]["recorded"] is None
-    half = document(run(*arguments, "--speed", "0.5", "--json"))
+    half = document(cli(*arguments, "--speed", "0.5", "--json"))
     assert half["rho"] == pytest.approx(0.6)
     assert half["orders"]["edf"]["share"] > found["orders"]["edf"]["share"]
-    strict = document(run(*arguments, "--speed", "0.5", "--k", "1.5", "--json"))
+    strict = document(cli(*arguments, "--speed", "0.5", "--k", "1.5", "--json"))
     assert strict["orders"]["edf"]["share"] < half["orders"]["edf"]["share"]
-    slow = document(run(*arguments, "--speed", "0.5", "--overhead", "3", "--json"))
+    slow = document(cli(*arguments, "--speed", "0.5", "--overhead", "3", "--json"))
     assert slow["orders"]["edf"]["share"] < half["orders"]["edf"]["share"]
-    text = run(*arguments, *both, "--speed", "0.5").stdout
+    text = cli(*arguments, *both, "--speed", "0.5").stdout
     assert "arrivals 0.5 times as fast" in text
     assert "4 slots, load 0.60" in text
     for kind in ("cpu-light", "gpu-training", "total"):
         assert kind in text
 
 
-def test_a_trace_is_replayed_on_as_many_slots_as_its_load_needs(trace: str) -> None:
-    result = cli_of()("replay", "--since", "24h", "--trace", trace, "--json")
+def test_a_trace_is_replayed_on_as_many_slots_as_its_load_needs(cli: Run, trace: str) -> None:
+    result = cli("replay", "--since", "24h", "--trace", trace, "--json")
     assert "--since has no effect" in result.stderr
     found = json.loads(result.stdout)
     assert (found["slots"], found["total"]["tasks"]) == (5, 300)
     assert found["rho"] == pytest.approx(4 * 1.2 / 5)
-    found = document(cli_of()("replay", "--trace", trace, "--speed", "2", "--json"))
+    found = document(cli("replay", "--trace", trace, "--speed", "2", "--json"))
     assert found["slots"] == 10
 
 
-def test_the_plan_for_a_trace(trace: str) -> None:
-    run = cli_of(rts_scheduler="edf")
+def test_the_plan_for_a_trace(cli: Run, conf: dict[str, Any], trace: str) -> None:
+    conf.update(rts_scheduler="edf")
     arguments = ("plan", "--trace", trace, "--target", "0.9")
-    found = document(run(*arguments, "--json"))
+    found = document(cli(*arguments, "--json"))
     slots = found["slots"]
     trials = {trial["slots"]: trial for trial in found["trials"]}
     assert trials[slots]["worst"] >= 0.9 > trials[slots - 1]["worst"]
-    text = run(*arguments).stdout
+    text = cli(*arguments).stdout
     assert f"{slots} slots meet 90% of the deadlines in order edf" in text
     (answer,) = (line for line in text.splitlines() if "<- the answer" in line)
     assert answer.split()[0] == str(slots)
-    fifo = document(run(*arguments, "--scheduler", "fifo", "--resamples", "0", "--json"))
-    assert fifo["slots"] >= document(run(*arguments, "--resamples", "0", "--json"))["slots"]
-    each = run(*arguments, "--by", "type", "--resamples", "2")
+    fifo = document(cli(*arguments, "--scheduler", "fifo", "--resamples", "0", "--json"))
+    assert fifo["slots"] >= document(cli(*arguments, "--resamples", "0", "--json"))["slots"]
+    each = cli(*arguments, "--by", "type", "--resamples", "2")
     assert "of each type's deadlines" in each.stdout
-    never = run("plan", "--trace", trace, "--target", "0.999995", "--k", "1.5")
+    never = cli("plan", "--trace", trace, "--target", "0.999995", "--k", "1.5")
     assert never.exit_code == 1
     assert "no number of slots meets 99.9995%" in never.stderr
 
@@ -355,18 +349,17 @@ def test_progress_is_shown_on_a_terminal_beside_the_answer(trace: str) -> None:
 
 @pytest.mark.skipif(util.find_spec("matplotlib") is None, reason="needs matplotlib")
 @pytest.mark.parametrize("suffix", ["svg", "png"])
-def test_plots_are_written(trace: str, tmp_path: Path, suffix: str) -> None:
-    run = cli_of()
+def test_plots_are_written(cli: Run, trace: str, tmp_path: Path, suffix: str) -> None:
     paths = [tmp_path / f"{name}.{suffix}" for name in ("slots", "load", "plan")]
     what_if = ("replay", "--trace", trace, "--slots", "4", "--scheduler", "fifo")
-    shown = run(*what_if, "--scheduler", "edf", "--plot", str(paths[0]))
+    shown = cli(*what_if, "--scheduler", "edf", "--plot", str(paths[0]))
     assert f"Plot written to {paths[0]}" in shown.stdout
-    found = document(run(*what_if, "--plot", str(paths[1]), "--plot-by", "load", "--json"))
+    found = document(cli(*what_if, "--plot", str(paths[1]), "--plot-by", "load", "--json"))
     points = found["curves"]["fifo"]
     assert [x for x, _ in points] == sorted(x for x, _ in points)
     assert points[0][1] > points[-1][1]
     target = ("plan", "--trace", trace, "--target", "0.9", "--resamples", "1")
-    assert run(*target, "--plot", str(paths[2])).exit_code == 0
+    assert cli(*target, "--plot", str(paths[2])).exit_code == 0
     if suffix == "png":
         for path in paths:
             assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -412,7 +405,7 @@ def test_plots_are_written(trace: str, tmp_path: Path, suffix: str) -> None:
     ],
 )
 def test_invalid_options_and_traces_are_rejected(
-    trace: str, tmp_path: Path, arguments: tuple[str, ...], message: str
+    cli: Run, trace: str, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "bad.csv").write_text("arrival_s,name,runtime_s\n1,a,2\n2,b,long\n")
     (tmp_path / "long.csv").write_text(f"arrival_s,name,runtime_s\n1,a,{'9' * 100_000}\n")
@@ -423,41 +416,41 @@ def test_invalid_options_and_traces_are_rejected(
         "EMPTY": str(tmp_path / "empty.csv"),
         "LONG": str(tmp_path / "long.csv"),
     }
-    result = cli_of()(*(files.get(argument, argument) for argument in arguments))
+    result = cli(*(files.get(argument, argument) for argument in arguments))
     assert result.exit_code == 2, result.stderr
     assert message in result.stderr
 
 
-def test_plots_without_matplotlib(trace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plots_without_matplotlib(
+    cli: Run, trace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("rts.cli.plots.find_spec", lambda name: None)
-    result = cli_of()("replay", "--trace", trace, "--slots", "4", "--plot", "x.svg")
+    result = cli("replay", "--trace", trace, "--slots", "4", "--plot", "x.svg")
     assert result.exit_code == 2
     assert "pip install 'rts[plot]'" in result.stderr
 
 
-def test_files_that_cannot_be_written(trace: str, tmp_path: Path) -> None:
-    run = cli_of()
+def test_files_that_cannot_be_written(cli: Run, trace: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder.svg"
     folder.mkdir()
     for option in ("--write", "--plot"):
-        result = run("replay", "--trace", trace, "--slots", "4", option, str(folder))
+        result = cli("replay", "--trace", trace, "--slots", "4", option, str(folder))
         assert result.exit_code == 1, option
         assert "cannot be written" in result.stderr
     assert "deadlines met %" in result.stdout  # the answer, which took a while
     arguments = ("--target", "0.9", "--resamples", "1", "--plot", str(folder))
-    result = run("plan", "--trace", trace, *arguments)
+    result = cli("plan", "--trace", trace, *arguments)
     assert "cannot be written" in result.stderr
     assert "<- the answer" in result.stdout
 
 
-def test_a_trace_that_arrives_at_once_has_no_load(tmp_path: Path) -> None:
+def test_a_trace_that_arrives_at_once_has_no_load(cli: Run, tmp_path: Path) -> None:
     path = tmp_path / "burst.csv"
     write_trace(path, [Job(3.0, f'a/b ö,"{n}"', 2.0, "kind of mine") for n in range(9)])
-    run = cli_of()
-    found = run("replay", "--trace", str(path), "--slots", "2", "--by", "name")
+    found = cli("replay", "--trace", str(path), "--slots", "2", "--by", "name")
     assert "2 slots, all arrive at once" in found.stdout
     assert 'a/b ö,"8"' in found.stdout
     arguments = ("--plot", str(tmp_path / "x.svg"), "--plot-by", "load")
-    drawn = run("replay", "--trace", str(path), "--slots", "2", *arguments)
+    drawn = cli("replay", "--trace", str(path), "--slots", "2", *arguments)
     assert drawn.exit_code == 1
     assert "no load to plot" in drawn.stderr
