@@ -7,17 +7,19 @@ suspended), its own end replaces the verdict.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from rts import health
 from rts.clock import FleetClock
+from rts.ledger.shipper import CHUNK
 from rts.link.delivery import ask_for_room
 from rts.link.lease import Lease
 from rts.link.link import Link
-from rts.link.scripts import REAP, pack
+from rts.link.scripts import pack
 from rts.ports import RunSink
-from rts.records import LOST, Execution
+from rts.records import LOST, read_runs
 from rts.settings import Settings
+from rts.tau.finish import FinishCall, finish_entry
 from rts.unfinished.heartbeat import LOST_AFTER_S
 from rts.unfinished.in_flight import instance_of
 from rts.unfinished.notes import NoteBoard, is_alive
@@ -52,6 +54,7 @@ class Janitor:
     ) -> None:
         self._link = link
         self._keys = settings.keys
+        self._finish = FinishCall(settings)
         self._clock = clock
         self._lease = Lease(link, settings.keys.janitor, name, LOST_AFTER_S)
         self._now = now
@@ -79,7 +82,7 @@ class Janitor:
         if gone:
             self._link.call(pack("HDEL", keys.workers, *gone))
         lost = {name for name, silent_s in silent.items() if silent_s > LOST_AFTER_S}
-        return self._reap([field for field in fields if instance_of(field) in lost])
+        return self._end([field for field in fields if instance_of(field) in lost])
 
     def leave(self) -> None:
         """Let another janitor take over at once."""
@@ -100,25 +103,18 @@ class Janitor:
         self._seen = seen
         return {name: now - since for name, (_, since) in seen.items()}
 
-    def _reap(self, fields: list[bytes]) -> int:
+    def _end(self, fields: Sequence[bytes]) -> int:
         """End the runs with these fields of the ``running`` hash as lost; return how many."""
-        if not fields:
-            return 0
-        keys, now = self._keys, self._clock.now()
-        names = [keys.running, keys.outbox, keys.counters, *keys.closing]
-        (notes,) = self._link.call(pack("HMGET", keys.running, *fields))
-        ended = 0
-        for field, text in zip(fields, notes, strict=True):
-            if text is None:
-                continue  # it has ended since
-            try:
-                note = Execution.from_json(text)
-            except ValueError:
-                self._link.call(pack("HDEL", keys.running, field))
-                continue
-            record = note._replace(completed_at=now, state=LOST, cause="lost").to_json()
-            call = REAP.pack(names, [field, text, record, str(note.task_id)])
-            ended += int(self._link.call(call)[0])
+        running, now, ended = self._keys.running, self._clock.now(), 0
+        for start in range(0, len(fields), CHUNK):
+            chunk = fields[start : start + CHUNK]
+            (notes,) = self._link.call(pack("HMGET", running, *chunk))
+            runs = read_runs(note for note in notes if note is not None)
+            lost = [run._replace(completed_at=now, state=LOST, cause="lost") for run in runs]
+            entries = [finish_entry(run, number) for number, run in enumerate(lost, 1)]
+            self._link.call(self._finish.pack(None, entries, {"runs_lost": len(lost)}))
+            self._link.call(pack("HDEL", running, *chunk))  # not where the ends were refused
+            ended += len(lost)
         return ended
 
 
