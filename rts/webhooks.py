@@ -13,6 +13,7 @@ from typing import TypeGuard
 from urllib.parse import urlsplit
 
 from rts.errors import ConfigurationError
+from rts.fields import plain
 from rts.urls import redacted_host
 
 #: What alerts are sent for.
@@ -108,7 +109,7 @@ def _webhook(key: str, given: object) -> Webhook:
         raise ConfigurationError(f"{key}['min_interval']", interval, _ALLOWED)
     if link is not None and not _is_url(link):
         raise ConfigurationError(f"{key}['link']", redacted_host(link), _ALLOWED)
-    return Webhook(url, secret, chosen, tuple(events or EVENTS), float(interval), link)
+    return Webhook(url, secret, plain(chosen), tuple(events or EVENTS), float(interval), link)
 
 
 def _is_secret(value: object) -> bool:

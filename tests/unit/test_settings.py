@@ -179,6 +179,7 @@ class Word(str, Enum):
     EDF = "edf"
     HIGH = "high"
     PREFIX = "app:"
+    SLACK = "slack"
 
 
 def test_members_of_an_enum_are_the_strings_that_they_are() -> None:
@@ -192,6 +193,11 @@ def test_members_of_an_enum_are_the_strings_that_they_are() -> None:
     assert f"{settings.key_prefix}" == "app:"
     assert [f"{queue}" for queue in settings.routes["mixed"]] == ["high"]
     assert [f"{key}" for key in settings.slo] == ["high"]
+    named, usual = (
+        read(rts_webhooks=[{"url": "https://a/", "format": name}]).webhooks[0].id
+        for name in (Word.SLACK, "slack")
+    )
+    assert named == usual, "the name of its queue"
 
 
 def test_an_invalid_scheduler_names_none_as_allowed() -> None:
