@@ -110,12 +110,12 @@ class ProducerSide:
             task = None
             if headers.get("retries") or headers.get(NESTING) or OWED in headers:
                 task = get_current_worker_task()
-            again = False  # whether it takes the place of a task that is noted under its id
+            replacement = False  # of a task that is noted under its id
             if task is not None:
                 replaced, same = _mark_replaced(task, headers), task.request.id == headers["id"]
                 if same and not replaced:
                     return  # a retry is noted already; another note might come after its end
-                again = same or succeeds(headers)
+                replacement = same or succeeds(headers)
             known, parts = self._publishing.message
             if known is not headers:
                 parts = self._publisher(plain(sender))
@@ -125,7 +125,7 @@ class ProducerSide:
             if OWED in headers and (deadline := due_at(headers)) is not None:
                 noted = noted._replace(deadline=deadline)
             if parts.open_tasks is not None:
-                parts.open_tasks.note(noted, again=again)
+                parts.open_tasks.note(noted, replaces=replacement)
             if parts.predictor is not None:
                 parts.predictor.published(noted)
         except Exception as exc:  # noqa: BLE001  the message is sent

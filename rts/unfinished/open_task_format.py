@@ -13,19 +13,19 @@ from rts.link.scripts import bulks
 from rts.records import OpenTask, encode, kind_as_json
 
 #: Arguments per task: its id, its deadline, its queue, its fields after the id as JSON, and
-#: whether it takes the place of another task with its id.
+#: whether it replaces another task with its id.
 ARGUMENTS = 5
-_NEW, _AGAIN = "$0\r\n\r\n", "$1\r\n1\r\n"
+_NEW, _REPLACES = "$0\r\n\r\n", "$1\r\n1\r\n"
 #: Characters kept of a queue's name, and of the fields as JSON before their texts are cut.
 MAX_NAME, MAX_KNOWN = 256, 4096
 
 
-def pack_task(task: OpenTask, again: bool) -> str:
+def pack_task(task: OpenTask, replaces: bool) -> str:
     """Return the packed arguments of one task; each character stands for one byte."""
-    return pack_usual(task, again) or pack_any(task, again)
+    return pack_usual(task, replaces) or pack_any(task, replaces)
 
 
-def pack_usual(task: OpenTask, again: bool) -> str | None:
+def pack_usual(task: OpenTask, replaces: bool) -> str | None:
     """Return the packed arguments of a task with the usual values, ``None`` for any other.
 
     Formatted in one go, as text: every publish pays for this. Instants have 17 digits, which
@@ -51,7 +51,7 @@ def pack_usual(task: OpenTask, again: bool) -> str | None:
         wire = (
             f"${len(task_id)}\r\n{task_id}\r\n${len(due)}\r\n{due}\r\n"
             f"${len(queue)}\r\n{queue}\r\n${len(known)}\r\n{known}\r\n"
-            f"{_AGAIN if again else _NEW}"
+            f"{_REPLACES if replaces else _NEW}"
         )
     except (TypeError, ValueError):
         return None
@@ -59,7 +59,7 @@ def pack_usual(task: OpenTask, again: bool) -> str | None:
     return wire if fits and -math.inf < tau + k + arrival + deadline < math.inf else None
 
 
-def pack_any(task: OpenTask, again: bool) -> str:
+def pack_any(task: OpenTask, replaces: bool) -> str:
     """Return the packed arguments of a task, whatever its values."""
     queue = task.queue if isinstance(task.queue, str) else ""
     known = encode(task[1:])
@@ -67,7 +67,7 @@ def pack_any(task: OpenTask, again: bool) -> str:
         known = encode([v if isinstance(v, int | float) else brief(v) for v in task[1:]])
     arguments = (str(brief(task.task_id)), repr(float(task.deadline)), queue[:MAX_NAME], known)
     wire = bulks(*(argument.encode("utf-8", "replace") for argument in arguments))
-    return wire.decode("latin-1") + (_AGAIN if again else _NEW)
+    return wire.decode("latin-1") + (_REPLACES if replaces else _NEW)
 
 
 def task_of(task_id: bytes, info: bytes | None) -> OpenTask | None:

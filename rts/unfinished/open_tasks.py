@@ -91,14 +91,14 @@ class OpenTasks:
         self._work = threading.Event()
         self._stopped = threading.Event()
 
-    def note(self, task: OpenTask, *, again: bool = False) -> None:
+    def note(self, task: OpenTask, *, replaces: bool = False) -> None:
         """Note a task that was published, or received from a producer without rts; waits for
-        no server. *again*: it takes the place of another one of its id, which has not ended.
+        no server. *replaces*: it replaces another one with its id, which has not ended.
         """
         if len(self._notes) >= MAX_NOTES:
             health.count("open_notes_dropped")
             return
-        self._notes.append((task, again))
+        self._notes.append((task, replaces))
         if not self._awake:
             self._wake()
 

@@ -99,9 +99,9 @@ def test_what_takes_a_tasks_place_has_its_own_deadline(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     open_tasks = note(settings, task("a", 1000.0), task("b", 1000.0, queue="r"))
-    open_tasks.note(task("a", 4e9, queue="r"), again=True)
+    open_tasks.note(task("a", 4e9, queue="r"), replaces=True)
     end(settings, "gone")
-    open_tasks.note(task("gone", 4e9), again=True)
+    open_tasks.note(task("gone", 4e9), replaces=True)
     open_tasks.flush()
     note(settings, task("a", 1000.0))
     end(settings, "a", state="REPLACED")
@@ -118,10 +118,10 @@ def test_the_note_of_what_takes_a_tasks_place_may_come_first(
     settings: Settings, redis_client: redis.Redis
 ) -> None:
     open_tasks = note(settings)
-    for deadline, again in ((4e9, True), (2e9, False)):
-        open_tasks.note(task("both at once", deadline), again=again)
+    for deadline, replaces in ((4e9, True), (2e9, False)):
+        open_tasks.note(task("both at once", deadline), replaces=replaces)
     for name, queue in (("a", "r\ns"), ("ended", "q")):
-        open_tasks.note(task(name, 4e9, queue=queue, name="proj.other"), again=True)
+        open_tasks.note(task(name, 4e9, queue=queue, name="proj.other"), replaces=True)
     open_tasks.flush()
     end(settings, "ended")
     note(settings, *(task(name, 2e9) for name in ("a", "ended")))
@@ -130,7 +130,7 @@ def test_the_note_of_what_takes_a_tasks_place_may_come_first(
     assert counts(redis_client, settings) == {"open r s": 1, "open q": 1}
     assert "proj.other" in redis_client.hget(settings.keys.open_info, "a")
     end(settings, "a", "both at once")
-    open_tasks.note(task("a", 4e9), again=True)  # once more
+    open_tasks.note(task("a", 4e9), replaces=True)  # once more
     open_tasks.flush()
     assert counts(redis_client, settings) == {}
 

@@ -62,12 +62,12 @@ def nearly(wire: str) -> list[Any]:
     return arguments
 
 
-@given(task=TASKS, again=st.booleans())
-@example(task=USUAL, again=True)
-@example(task=USUAL._replace(name='quoted "name"', queue="a\r\nb"), again=False)
-def test_the_fast_path_packs_the_same_note(task: OpenTask, again: bool) -> None:
-    quick = pack_usual(task, again)
-    assert quick is None or unpacked(quick) == nearly(pack_any(task, again))
+@given(task=TASKS, replaces=st.booleans())
+@example(task=USUAL, replaces=True)
+@example(task=USUAL._replace(name='quoted "name"', queue="a\r\nb"), replaces=False)
+def test_the_fast_path_packs_the_same_note(task: OpenTask, replaces: bool) -> None:
+    quick = pack_usual(task, replaces)
+    assert quick is None or unpacked(quick) == nearly(pack_any(task, replaces))
 
 
 @given(parent_id=TEXTS, deadline=st.floats(1e9, 1e10))

@@ -232,7 +232,7 @@ def test_what_is_longer_than_any_name_is_cut_alike_wherever_it_is_kept(place: Pl
             assert len(got.to_json()) < 7 * MAX_TEXT
         never = new_execution(PLAN, request, worker="w@h", instance="w@h/1-a", pid=None)
         write_plan(request, PLAN)
-        wire = pack_task(open_task(request, given), again=False)
+        wire = pack_task(open_task(request, given), replaces=False)
         assert len(wire) < 6 * MAX_TEXT
         ids = {got.task_id, never.task_id, wire.split("\r\n")[1]}
         assert ids == {got.root_id} == {got.name}
