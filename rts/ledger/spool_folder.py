@@ -5,7 +5,6 @@ The processes of a host share it. In it are::
     TIME-PID-RANDOM.jsonl   records, one JSON list per line, and counts, JSON objects;
                             the name identifies the writer
     refused.jsonl           lines that could not be parsed, for a person to look at
-    ship.lock               held by the one companion of this host that ships
 """
 
 from __future__ import annotations
@@ -63,7 +62,9 @@ class SpoolFolder:
         fd, mine = -1, False
         try:
             self._check()
-            fd = os.open(self.path("ship.lock"), _OPEN | os.O_WRONLY | os.O_CREAT, 0o600)
+            # The folder itself is locked: of old files in it, systemd-tmpfiles would remove
+            # one that is only for this, and removes none while the folder is locked.
+            fd = os.open(self.directory, _OPEN | os.O_RDONLY)
             mine = try_lock(fd)
         except FileNotFoundError:
             pass
