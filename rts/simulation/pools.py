@@ -57,15 +57,22 @@ class _Kind:
     def __init__(self) -> None:
         self.queues: set[int] = set()
         self.workers: list[WorkerRuns] = []
+        self.runs = 0
+
+    def add(self, worker: WorkerRuns) -> None:
+        """Add one that may take from the same queues."""
+        self.queues.update(worker.starts)
+        self.workers.append(worker)
+        self.runs += len(worker.ends)
 
 
 def pools_of(workers: Collection[WorkerRuns], queues: int) -> list[Pool]:
     """Return the *workers* by the *queues* (so many) that they take from.
 
     Workers take from the same queues, all that any of them has run tasks of, unless it is no
-    chance that some have run none of theirs. (One may have run too few tasks to tell; or none
-    was in the other queues in its time, as it was replaced by then.) Of a queue of which no
-    worker has run a task, all take.
+    chance that some have run none of theirs: one may have run too few tasks to tell. Or none
+    was in the other queues in its time, as it was replaced by then; but that counts only where
+    others have run tasks of both. Of a queue of which no worker has run a task, all take.
     """
     if queues == 1:
         return [_pool((0,), workers)] if workers else []
@@ -73,28 +80,25 @@ def pools_of(workers: Collection[WorkerRuns], queues: int) -> list[Pool]:
         array("d", sorted(chain.from_iterable(w.starts[n] for w in workers if n in w.starts)))
         for n in range(queues)
     ]
-    meanwhile = {}
-    for worker in workers:
-        first, last = min(worker.all_starts()), max(worker.all_starts())
-        meanwhile[worker] = [bisect_right(of, last) - bisect_left(of, first) for of in starts]
+    total = [len(of) for of in starts]
 
-    def by_chance(of: Iterable[WorkerRuns], queue: int) -> bool:
-        """Return whether workers *of* a kind that takes from a queue may have run none of its
-        tasks. All are judged together: each may have run too few to tell.
-        """
-        chance = 1.0
-        for worker in of:
-            seen = meanwhile[worker]
-            known = sum(seen[number] for number in worker.starts)
-            chance *= (known / (known + seen[queue])) ** len(worker.ends)
-            if chance <= BY_CHANCE / len(workers):
-                return False
-        return True
+    def meanwhile(worker: WorkerRuns) -> list[int]:
+        """Return how many runs of each queue have started in the time of *worker*."""
+        first, last = min(worker.all_starts()), max(worker.all_starts())
+        return [bisect_right(of, last) - bisect_left(of, first) for of in starts]
 
     def may_join(worker: WorkerRuns, kind: _Kind) -> bool:
         own = worker.starts.keys()
-        return all(by_chance([worker], queue) for queue in kind.queues - own) and all(
-            by_chance(kind.workers, queue) for queue in own - kind.queues
+        runs = meanwhile(worker) if own <= kind.queues else total
+        both = sum(runs[queue] for queue in own | kind.queues)
+
+        def by_chance(tries: int, queue: int) -> bool:
+            """Return whether so many runs may be none of a queue that was taken from."""
+            return (1 - runs[queue] / both) ** tries > BY_CHANCE / len(workers)
+
+        # All of a kind are judged together: each may have run too few to tell.
+        return all(by_chance(len(worker.ends), queue) for queue in kind.queues - own) and all(
+            by_chance(kind.runs, queue) for queue in own - kind.queues
         )
 
     kinds: list[_Kind] = []
@@ -104,8 +108,7 @@ def pools_of(workers: Collection[WorkerRuns], queues: int) -> list[Pool]:
         if kind is None:
             kind = _Kind()
             kinds.append(kind)
-        kind.queues.update(worker.starts)
-        kind.workers.append(worker)
+        kind.add(worker)
     idle = {queue for queue, of in enumerate(starts) if not of}
     return [_pool(tuple(sorted(kind.queues | idle)), kind.workers) for kind in kinds]
 
