@@ -114,6 +114,8 @@ class Companion:
         with self._lock:
             if self._stopping.is_set():
                 return
+            self._process = None
+            self._close_pipe()
             try:
                 self._spawn(instructions)
             except (OSError, ValueError, subprocess.SubprocessError) as exc:
@@ -175,10 +177,6 @@ class Companion:
             if self._stopping.wait(backoff_s):
                 return
             backoff_s = min(MAX_BACKOFF_S, 2 * backoff_s)
-            with self._lock:
-                if not self._stopping.is_set():
-                    self._process = None
-                    self._close_pipe()
             self._try_spawn(instructions)
 
     def _close_pipe(self) -> None:
