@@ -70,7 +70,6 @@ class Companion:
         It inherits *pass_fds*.
         """
         self._pass_fds = pass_fds
-        self._stopping.clear()
         self._on_look()
         self._try_spawn(instructions)
         threading.Thread(
