@@ -26,7 +26,6 @@ from rts.link.delivery import deliver, take_counters
 from rts.link.link import Link
 from rts.link.replies import as_instant
 from rts.link.scripts import pack
-from rts.records import Execution, Learned
 from rts.settings import Settings
 from rts.unfinished.heartbeat import BEAT_S
 from rts.unfinished.janitor import Janitor
@@ -59,8 +58,7 @@ class HostChores:
         self.spool = Spool(settings.spool_dir, settings.spool_max_bytes)
         # A link of its own: a call that hangs must not open the heartbeat's breaker.
         self._ship_link = Link(patient, outages=outages)
-        on_learned = log_learned if logger.isEnabledFor(logging.INFO) else None
-        self._shipper = Shipper(self.spool, self._ship_link, settings, on_learned)
+        self._shipper = Shipper(self.spool, self._ship_link, settings)
         name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         #: Ends the runs of workers that are gone.
         self.janitor = Janitor(self.link, settings, self.clock, name)
@@ -119,12 +117,3 @@ class HostChores:
         self._ship_link.close()
         if self.ledger is not None:
             self.ledger.close()
-
-
-def log_learned(execution: Execution, learned: Learned) -> None:
-    """Log what a run taught: old and new tau and the actual runtime, in seconds."""
-    changes = [(execution.task_type, learned.tau_before, learned.tau_after)]
-    if learned.name_tau_before is not None and learned.name_tau_after is not None:
-        changes.append((execution.name, learned.name_tau_before, learned.name_tau_after))
-    text = ", ".join(f"{name} {before:.6g} -> {after:.6g} s" for name, before, after in changes)
-    logger.info("tau learned: %s (actual %.6g s)", text, execution.runtime_s)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rts import health
@@ -20,18 +20,15 @@ from rts.ledger.recent import RecentRuns
 from rts.ledger.spool_folder import SUFFIX, SpoolFolder, opened, read_all, read_counts, try_lock
 from rts.link.link import Link
 from rts.link.scripts import pack
-from rts.records import Execution, Learned
+from rts.records import Execution
 from rts.settings import Settings
-from rts.tau.finish import RECORDS_LOST, FinishCall, FinishEntry, finish_entry, read_answer
+from rts.tau.finish import RECORDS_LOST, FinishCall, FinishEntry, finish_entry, log_learned
 
 #: Records per call. It blocks Redis for about 20 µs per record.
 CHUNK = 100
 #: Seconds for which Redis still knows the lines of a file that is gone: a call that was given
 #: up may arrive later, as the kernel goes on sending it once the network is back.
 LATE_S = 300
-
-#: Called for each record that taught something.
-OnLearned = Callable[[Execution, Learned], None]
 
 
 @dataclass(slots=True)
@@ -53,13 +50,7 @@ class _Tail:
 class Shipper:
     """Ships the spool of this host; one of its companions does at a time, until it ends."""
 
-    def __init__(
-        self,
-        spool: SpoolFolder,
-        link: Link,
-        settings: Settings,
-        on_learned: OnLearned | None = None,
-    ) -> None:
+    def __init__(self, spool: SpoolFolder, link: Link, settings: Settings) -> None:
         self._spool = spool
         self._link = link
         self._call = FinishCall(settings)
@@ -67,7 +58,6 @@ class Shipper:
         self._most_waiting = settings.outbox_max
         #: Whether the outbox was full, and has not been half empty since.
         self._full = False
-        self._on_learned = on_learned
         self._tails: dict[str, _Tail] = {}
         self._recent = RecentRuns(settings.keys)
 
@@ -212,10 +202,7 @@ class Shipper:
         if recent:
             # A refusal, such as a key of another type, is not worth losing a record for.
             self._link.call_each(*recent)
-        if self._on_learned is not None:
-            for (execution, _), learned in zip(runs, read_answer(answer), strict=False):
-                if learned is not None:
-                    self._on_learned(execution, learned)
+        log_learned([run for run, _ in runs], answer)
         return generation
 
     def _records_lost(self) -> StoreUnavailable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -14,6 +15,8 @@ from rts.records import LOST, NOT_FINAL, Execution, Learned
 from rts.settings import Settings
 from rts.tasktypes import DEFAULT_TASK_TYPES, UNTYPED
 from rts.tau.sketch import LOG_BASE
+
+logger = logging.getLogger("rts.drain")
 
 #: Stands in for a type that this process does not know: a spool may be older than the settings.
 UNKNOWN_TYPE = DEFAULT_TASK_TYPES[UNTYPED]
@@ -156,6 +159,20 @@ def read_answer(answer: bytes) -> Iterable[Learned | None]:
     [None, None]
     """
     return (read_learned(line) for line in answer.decode().split("\n"))
+
+
+def log_learned(runs: Sequence[Execution], answer: bytes) -> None:
+    """Log at INFO what each run of a call taught: old and new taus, and the actual runtime."""
+    if not logger.isEnabledFor(logging.INFO):
+        return
+    for run, learned in zip(runs, read_answer(answer), strict=False):
+        if learned is None:
+            continue
+        changes = [(run.task_type, learned.tau_before, learned.tau_after)]
+        if learned.name_tau_before is not None and learned.name_tau_after is not None:
+            changes.append((run.name, learned.name_tau_before, learned.name_tau_after))
+        text = ", ".join(f"{name} {old:.6g} -> {new:.6g} s" for name, old, new in changes)
+        logger.info("tau learned: %s (actual %.6g s)", text, run.runtime_s)
 
 
 def read_learned(text: str) -> Learned | None:
