@@ -49,6 +49,7 @@ class QueueSimulation:
             [groups[number] for number in ranks],
             snapshot.order,
             in_turn=snapshot.in_turn,
+            turns=snapshot.turns,
             split=self._split,
         )
         #: By the number of their group.
@@ -76,7 +77,6 @@ class QueueSimulation:
         """Begin the runs in progress, as far as there are slots. One that was in progress a
         moment ago may have ended since: what has followed it is unknown too.
         """
-        self._workers.resume_turns(snapshot.turns)
         for position, run in enumerate(snapshot.running):
             worker = self._by_group[run.group]
             if not worker.has_free_slot():

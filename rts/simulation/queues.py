@@ -31,10 +31,18 @@ class Queues:
     """
 
     def __init__(
-        self, order: OrderMaker, groups: Sequence[WorkerGroup], *, in_turn: bool
+        self,
+        order: OrderMaker,
+        groups: Sequence[WorkerGroup],
+        *,
+        in_turn: bool,
+        turns: Sequence[int] = (),
     ) -> None:
+        """*turns*: claims that the queues have counted, 0 for those beyond."""
         numbers = {number for group in groups for number in group.queues}
         self._orders = [order() for _ in range(1 + max(numbers, default=0))]
+        for each, count in zip(self._orders, turns, strict=False):
+            each.turns = count
         #: The same, if each serves its least first.
         self._by_key = [order for order in self._orders if isinstance(order, LeastFirst)]
         self._cycles = [list(group.queues) for group in groups]
@@ -45,11 +53,6 @@ class Queues:
             each.dropped = self.dropped
         #: Share of its slots that a worker gives to demoted tasks, at most.
         self.hopeless_slots = self._orders[0].hopeless_slots
-
-    def resume_turns(self, turns: Sequence[int]) -> None:
-        """Start from the *turns* that real queues have counted; 0 for those beyond."""
-        for order, count in zip(self._orders, turns, strict=False):
-            order.turns = count
 
     def push(self, queue: int, task: Waiting) -> None:
         """Add a task that has arrived in a queue."""

@@ -80,12 +80,13 @@ class Workers:
         order: OrderMaker,
         *,
         in_turn: bool = True,
+        turns: Sequence[int] = (),
         split: Callable[[Waiting], tuple[Waiting, Waiting | None]] | None = None,
     ) -> None:
-        """*in_turn*: see :class:`Queues`. *split* divides a task that was taken and stands for
-        several into what the worker gets of it and the rest, which goes on waiting.
+        """*in_turn* and *turns*: see :class:`Queues`. *split* divides a task that was taken and
+        stands for several into what the worker gets of it and the rest, which goes on waiting.
         """
-        self._queues = Queues(order, groups, in_turn=in_turn)
+        self._queues = Queues(order, groups, in_turn=in_turn, turns=turns)
         self._split = split
         numbers = {number for group in groups for number in group.queues}
         #: The number of the queue, if there is only one: then all tasks wait in it.
@@ -220,10 +221,6 @@ class Workers:
             worker.line[worker] = None
 
     # The state of real workers to begin with
-
-    def resume_turns(self, turns: Sequence[int]) -> None:
-        """See :meth:`Queues.resume_turns`."""
-        self._queues.resume_turns(turns)
 
     def resume(self, worker: Worker, number: int, *, demoted: bool) -> None:
         """Have a task run on a free slot of *worker*."""
