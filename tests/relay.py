@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import threading
@@ -9,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rts.testing.server import Server
+
+#: Seconds that the clock behind :class:`Ahead` is ahead of this host's.
+AHEAD_S = 1200.0
 
 
 class Relay:
@@ -61,6 +65,18 @@ class Relay:
             target.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # closed by the other direction
+
+
+class Ahead(Relay):
+    """Leads to a Redis whose clock is ahead."""
+
+    def passed(self, data: bytes) -> bytes:
+        """Return *data*, with other replies to TIME."""
+
+        def later(reply: re.Match[bytes]) -> bytes:
+            return reply[1] + b"%d" % (int(reply[2]) + AHEAD_S)
+
+        return re.sub(rb"(\*2\r\n\$10\r\n)(\d{10})(?=\r\n\$\d\r\n\d+\r\n)", later, data)
 
 
 @contextmanager

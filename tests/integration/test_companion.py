@@ -47,6 +47,7 @@ from rts.unfinished.in_flight import running_field
 from rts.unfinished.shared_memory import SharedMemory
 from tests.conftest import ROOT
 from tests.records import as_line, run, success
+from tests.relay import AHEAD_S, Ahead, relay
 
 pytestmark = pytest.mark.measured
 
@@ -163,6 +164,17 @@ def test_neither_counters_nor_heartbeat_suffer_where_redis_refuses_the_other(
     chores.beat(beat)
     assert redis_client.hget(keys.counters, "receiver_errors") == "1"
     chores.close()
+
+
+def test_its_worker_goes_by_the_clock_of_redis(
+    settings: Settings, start: Callable[..., Companion]
+) -> None:
+    with RedisServer() as server, relay(server, Ahead) as address:
+        url = f"redis://127.0.0.1:{address.port}"
+        companion = start(replace(settings, redis_url=url, drain=False))
+        wait_until(lambda: MEMORY.clock_offset_s[0] > AHEAD_S - 60, PATIENCE_S)
+        companion.stop()
+    MEMORY.clock_offset_s[0] = 0.0
 
 
 def test_without_a_drain_it_only_beats_and_ships(

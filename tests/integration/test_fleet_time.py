@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -21,22 +20,10 @@ from rts.testing import RedisServer, wait_until
 from rts.views.fleet_time import FleetTime
 from rts.views.metrics import RtsCollector
 from tests.commands import NO_REDIS, Run, document, write_verdicts
-from tests.relay import Relay, relay
+from tests.relay import AHEAD_S, Ahead, relay
 
-#: Seconds that Redis is ahead of this host, and the tasks that were late a minute ago there.
-AHEAD_S, LATE = 1200.0, 20
-
-
-class Ahead(Relay):
-    """Leads to a Redis whose clock is ahead."""
-
-    def passed(self, data: bytes) -> bytes:
-        """Return *data*, with other replies to TIME."""
-
-        def later(reply: re.Match[bytes]) -> bytes:
-            return reply[1] + b"%d" % (int(reply[2]) + AHEAD_S)
-
-        return re.sub(rb"(\*2\r\n\$10\r\n)(\d{10})(?=\r\n\$\d\r\n\d+\r\n)", later, data)
+#: The tasks that were late a minute ago there.
+LATE = 20
 
 
 @pytest.fixture
