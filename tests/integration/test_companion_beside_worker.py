@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,43 +116,44 @@ def test_it_beats_and_ships_while_the_driver_of_a_gpu_hangs(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "change", "before", "after"),
+    ("arguments", "before", "changes"),
     [
-        ([], lambda control: control.pool_grow(2, **ONE_REPLY), 1, 3),
-        (["--concurrency=3"], lambda control: control.pool_shrink(1, **ONE_REPLY), 3, 2),
-        ([], lambda control: control.pool_shrink(1, **ONE_REPLY), 1, 0),
-        (["--autoscale=3,1"], lambda control: control.autoscale(5, 1, **ONE_REPLY), 3, 5),
-        (["--autoscale=3,1"], lambda control: control.autoscale(0, 0, **ONE_REPLY), 3, 0),
-        (["--pool=solo", "--concurrency=4"], lambda control: None, 1, 1),
+        ([], 1, [("pool_grow", (2,), 3), ("pool_shrink", (1,), 2), ("pool_shrink", (2,), 0)]),
+        (["--autoscale=3,1"], 3, [("autoscale", (5, 1), 5), ("autoscale", (0, 0), 0)]),
+        (["--pool=solo", "--concurrency=4"], 1, []),
     ],
-    ids=["grow", "shrink", "none", "autoscale", "autoscale none", "solo"],
+    ids=["prefork", "autoscale", "solo"],
 )
 def test_the_heartbeat_has_the_current_slots(
     make_stage: MakeStage,
     apps: MakeApp,
     redis_client: redis.Redis,
     arguments: list[str],
-    change: Callable[[Any], object],
     before: int,
-    after: int,
+    changes: list[tuple[str, tuple[int, ...], int]],
 ) -> None:
     stage = make_stage()
     stage.worker(concurrency=1, arguments=arguments)
     app = apps(stage)
+    predict = partial(rts.predict_new, "t", queue=stage.conf["task_default_queue"], app=app)
 
     def told() -> list[int]:
         beats = redis_client.hvals(f"{stage.prefix}workers")
         return [json.loads(beat)["concurrency"] for beat in beats]
 
+    def wait_until_told(slots: int) -> None:
+        wait_until(lambda: told() == [slots], PATIENCE_S, message=f"{slots} slots")
+
     assert wait_until(told, PATIENCE_S) == [before]
-    change(app.control)
-    wait_until(lambda: told() == [after], PATIENCE_S, message=f"{after} slots")
-    if not after:
-        with pytest.raises(rts.CommandError, match="no worker with rts takes tasks"):
-            rts.predict_new("t", queue=stage.conf["task_default_queue"], app=app)
-        return
-    soon = rts.predict_new("t", queue=stage.conf["task_default_queue"], app=app)
-    assert soon.slots == after
+    assert predict().slots == before
+    for command, values, after in changes:
+        getattr(app.control, command)(*values, **ONE_REPLY)
+        wait_until_told(after)
+        if after:
+            assert predict().slots == after
+        else:
+            with pytest.raises(rts.CommandError, match="no worker with rts takes tasks"):
+                predict()
 
 
 def test_the_heartbeat_has_the_current_queues(
