@@ -67,7 +67,9 @@ def test_a_worker_reports_on_itself_and_leaves_nothing_behind(
     worker.stop()
 
 
-def test_a_crash_and_a_new_start(make_worker: Callable[..., WorkerProcess]) -> None:
+def test_after_a_crash_it_adds_to_its_log_and_after_a_stop_it_begins_another(
+    make_worker: Callable[..., WorkerProcess],
+) -> None:
     with make_worker(pool="solo") as worker:
         worker.kill()
         assert not worker.running
@@ -76,10 +78,6 @@ def test_a_crash_and_a_new_start(make_worker: Callable[..., WorkerProcess]) -> N
         worker.start()
         assert worker.pid != first
         assert worker.log.count(" ready.") == 2
-
-
-def test_a_stop_and_a_new_start(make_worker: Callable[..., WorkerProcess]) -> None:
-    with make_worker() as worker:
         worker.stop()
         earlier = worker.log
         worker.start()
