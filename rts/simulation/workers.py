@@ -47,7 +47,8 @@ class Worker:
 
     def has_room(self) -> bool:
         """Return whether it takes another task."""
-        return self.running < self.group.slots or self.held_weight < self.group.prefetch
+        free = self.group.slots - self.running
+        return len(self.held) < free or self.held_weight < self.group.prefetch
 
     def may_take_demoted(self) -> bool:
         """Return whether another slot may go to a demoted task."""

@@ -587,6 +587,13 @@ def test_a_held_task_of_unknown_worker_is_where_it_can_be() -> None:
     assert forecast.of_held(replace(idle, held_by=[0], running=[]), 0).start_low > 1000.0
 
 
+def test_held_tasks_of_unknown_workers_are_each_where_a_slot_is_free() -> None:
+    just = of_same_length(0)[0]._replace(arrival=999.9)
+    groups = [WorkerGroup(1), WorkerGroup(1)]
+    idle = Snapshot(1000.0, 2, (), [just] * 2, groups=groups, ended=EACH_1_S)
+    assert forecast.of_new(idle, just).start_low > 1000.5
+
+
 def test_hopeless_tasks_wait_for_hopeful_ones_of_other_queues() -> None:
     hopeless = Work("mixed", 900.0, 1.0, 901.0)
     waiting = [hopeless, *of_same_length(*[1] * 20)]
