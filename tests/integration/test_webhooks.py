@@ -33,6 +33,7 @@ from rts.notices import TaskOverdue
 from rts.records import OpenTask
 from rts.settings import Settings
 from rts.testing import wait_until
+from rts.views.slo import standings
 from rts.webhooks import GIVE_UP_S, SLO_BURNING, Webhook, read_webhooks
 from tests.clock import Clock
 from tests.commands import write_verdicts
@@ -592,6 +593,24 @@ def test_an_alert_tells_what_is_left_of_the_whole_budget(
     assert leader.evaluate_objectives() == 1
     (alert,) = fleet.firing(settings)
     assert alert.values["budget_left_ratio"] == pytest.approx(0.8)
+
+
+def test_an_evaluation_that_outlasts_the_lease_decides_nothing(
+    fleet: Fleet, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another companion may have told by then that the objective is met again."""
+    settings, clock = fleet.settings({"url": receiver.url}, rts_slo={"*": 0.9}), Clock()
+    write_verdicts({"rts_mongo_url": settings.mongo_url}, ("mixed", 60, 0, 20))
+    leader = fleet.leader(settings, now=clock)
+
+    def suspended(*asked: Any) -> Any:
+        clock.at += LEASE_S
+        return standings(*asked)
+
+    assert leader.lead()
+    monkeypatch.setattr("rts.alerting.leader.standings", suspended)
+    assert leader.evaluate_objectives() == 0
+    assert not fleet.firing(settings)
 
 
 def test_a_receiver_that_never_answers_is_told_to_time_out(
