@@ -537,6 +537,8 @@ def test_taus_come_back_after_a_wipe(
             for _ in range(2):
                 client.flushall()
                 wait_until(lambda: dict(store.entries()) == kept, PATIENCE_S)
+            store.update("cpu-light", "proj.add", 9.5)  # a moment before the worker ends
+            kept = dict(store.entries())
             companion.stop()
             client.flushall()
             assert mongo.tau.count_documents({}) == len(kept)
