@@ -15,6 +15,7 @@ from rts.flower.cache import Answer, AnswerCache
 from rts.flower.filters import Filters
 from rts.flower.page_parts import Document
 from rts.flower.source import MISSES, Counted, QueueSummary, Source
+from rts.objectives import ALL
 from rts.views.lateness_causes import slowdown, why
 from rts.views.report import Report, ReportRow
 from rts.views.taus import TauRow
@@ -91,7 +92,7 @@ class Pages:
         rows = _rows(counted)
         reasons = await self._reasons(filters.duration, rows)
         shown: Counted | None = counted.value
-        target = self._settings.slo.get("*") if len(self._settings.slo) == 1 else None
+        target = self._settings.slo.get(ALL) if len(self._settings.slo) == 1 else None
         drawn = []
         if shown and rows:
             drawn = [

@@ -81,7 +81,7 @@ def slices(
 
 
 def precompute(
-    database: LedgerDatabase, until: datetime, by: str = "type", seconds: float = 86400.0
+    database: LedgerDatabase, until: datetime, by: str = "type", seconds: float = DAY
 ) -> int:
     """Store the sums of the whole days and hours in the *seconds* before *until*, where a
     report would be slow.

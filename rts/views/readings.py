@@ -14,6 +14,7 @@ from rts.unfinished.heartbeat import Heartbeat
 from rts.validation import finite
 from rts.views.fleet_state import Vitals, ask_vitals
 from rts.views.redis_facts import ask_facts
+from rts.views.tally import UNKNOWN
 
 #: Maximum length of a label.
 MAX_LABEL = 200
@@ -70,7 +71,7 @@ def read(link: Link, settings: Settings) -> Reading:
         counted |= replies_as_text(page[1])
     by_queue = as_counts(tasks)
     overdue = _with_prefix(by_queue, "overdue ")
-    running = Counter(run.queue or "unknown" for run in vitals.late)
+    running = Counter(run.queue or UNKNOWN for run in vitals.late)
     _, refusal = ask_facts(link, settings)
     return replace(
         _counted(counted),
@@ -88,7 +89,7 @@ def read(link: Link, settings: Settings) -> Reading:
 
 def _with_prefix(by_queue: Mapping[str, int], start: str) -> dict[str, int]:
     return {
-        field.removeprefix(start) or "unknown": n
+        field.removeprefix(start) or UNKNOWN: n
         for field, n in by_queue.items()
         if field.startswith(start)
     }

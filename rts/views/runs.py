@@ -83,7 +83,7 @@ def latest_misses(
     types: Sequence[str],
     *,
     name: str | None = None,
-    limit: int = 100,
+    limit: int,
 ) -> list[dict[str, Any]]:
     """Return the tasks of *types* whose deadline was missed in *window*, newest first.
 

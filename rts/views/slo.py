@@ -13,6 +13,7 @@ from datetime import datetime
 
 from rts.ledger.connection import LedgerDatabase
 from rts.objectives import (
+    ALL,
     BUDGET,
     WINDOWS,
     BurnRule,
@@ -85,7 +86,7 @@ def standings(
                 total.misses.update(misses)
     return [
         _standing(key, settings, lengths, counted[key])
-        for key in sorted(settings.slo, key=lambda key: (key == "*", key))
+        for key in sorted(settings.slo, key=lambda key: (key == ALL, key))
     ]
 
 

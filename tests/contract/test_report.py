@@ -379,7 +379,7 @@ def test_a_list_of_instants_breaks_no_view(
     database.tasks.insert_many(
         [{**odd, "_id": "f"}, {**odd, "_id": "l", "verdict_at": [at(19)]}]
     )
-    misses = latest_misses(database, window, ["mixed"])
+    misses = latest_misses(database, window, ["mixed"], limit=100)
     assert {miss["_id"] for miss in misses[-2:]} == {"f", "l"}
     total = report(database, *window).total
     monkeypatch.setattr(intervals, "DIRECT", 0)
@@ -477,7 +477,7 @@ def test_the_latest_misses_of_many_types_take_few_questions(
     finds = Finds()
     with MongoClient(rts_mongo_url, event_listeners=[finds], tz_aware=True) as client:
         database = client.get_default_database()
-        found = latest_misses(database, (at(-100), at(1100)), types)
+        found = latest_misses(database, (at(-100), at(1100)), types, limit=100)
         assert [task["_id"] for task in found] == [task["_id"] for task in expected]
         assert finds.number == 6
         plan = database.tasks.find(
