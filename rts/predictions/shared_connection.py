@@ -72,6 +72,10 @@ class SharedConnection:
         except BrokerUnavailable:
             self._discard(opened)
             raise
+        finally:
+            # The error's traceback has this frame, and Python 3.12 and 3.13 may keep it until
+            # the next garbage collection.
+            del opened
 
     def _current(self) -> _Open:
         """Return the connection that new readers use."""
