@@ -306,13 +306,17 @@ def test_a_task_that_flower_does_not_know(
         {"_id": "odder", "verdict_at": [at], **odd},
     ]
     mongo.tasks.insert_many(misses)  # by another program
+    runs = [{"_id": "0", "task_id": "odd", "retries": None}, {"_id": "1", "task_id": "odd"}]
+    mongo.assignments.insert_many(runs)
     flower = make_flower(make_stage(), prefix="x")
     page = flower.get("/task/task-0")  # follows to our page
     assert page.status == 200
     assert "proj.work" in page.text
     assert flower.get("/task/nobody").status == 404
     assert flower.get("/rts/task/nobody").status == 404
-    assert "proj.odd" in flower.get("/rts/task/odd").text
+    odd_page = flower.get("/rts/task/odd").text
+    assert "proj.odd" in odd_page
+    assert "None" not in odd_page
     wait_until(lambda: "odder" in flower.get("/rts/misses").text, 30)
     for path in (f"/task/{long}", f"/rts/task/{long}", f"/rts/task?id={long}"):
         assert "proj.work" in flower.get(path).text, path[:20]
