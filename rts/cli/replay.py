@@ -77,9 +77,9 @@ def command(
     """Simulate the recorded work with something changed.
 
     The ledger says which tasks ran, when they arrived, how long they took and when they were
-    due; the workers take them from their queues. With nothing changed the
-    result is what happened, within the error of the simulation. With --trace, taus are learned
-    along the way, from the app's first taus.
+    due; the workers take them from their queues. With nothing changed the result is what
+    happened, within the error of the simulation. With --trace, taus are learned along the way,
+    from the app's first taus.
 
     Orders: fifo is the broker's own, edf that of rts_scheduler = "edf", plain-edf the same
     without demoting hopeless tasks, sjf runs the shortest job first.
