@@ -137,7 +137,7 @@ def told_once(findings: Sequence[Finding]) -> list[Finding]:
 
 def backlog(redis: RedisState, warning_s: float, critical_s: float) -> Finding:
     """Return what waits in the outbox, and whether records were dropped."""
-    lag_s, length = redis.lag_s or 0.0, redis.outbox_length or 0
+    lag_s, length = redis.vitals.lag_s, redis.vitals.outbox_length
     dropped = dropped_records(redis)
     code = CRITICAL if lag_s >= critical_s else WARNING if lag_s >= warning_s else OK
     text = f"{counted(length, 'record')} waiting for the ledger"
@@ -149,6 +149,6 @@ def backlog(redis: RedisState, warning_s: float, critical_s: float) -> Finding:
     numbers = [
         ("outbox lag", f"{lag_s:.3f}s", f"{warning_s:g}", f"{critical_s:g}"),
         ("outbox length", str(length), "", ""),
-        ("overdue tasks", str(redis.overdue_tasks or 0), "", ""),
+        ("overdue tasks", str(redis.overdue_tasks), "", ""),
     ]
     return Finding(code, text, numbers, {"lag_s": lag_s, "length": length, "dropped": dropped})

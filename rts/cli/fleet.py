@@ -7,6 +7,7 @@ from typing import Any
 
 from rts.cli.table import NONE, Column, seconds
 from rts.load.sample import FIGURES
+from rts.views.fleet_state import Vitals
 from rts.views.json_values import utc
 from rts.views.status import RedisState, worker_document
 
@@ -19,23 +20,30 @@ NO_WORKERS = (
 
 
 def fleet_document(redis: RedisState) -> dict[str, Any]:
-    """Return the outbox, the workers and the tasks that have not ended, for JSON."""
+    """Return the outbox, the workers and the tasks that have not ended, for JSON; numbers are
+    ``None`` if Redis does not answer.
+    """
+    vitals = redis.vitals
+
+    def known(number: float) -> float | None:
+        return number if redis.server.reachable else None
+
     return {
         "outbox": {
-            "length": redis.outbox_length,
-            "lag_s": redis.lag_s,
-            "oldest_at": utc(redis.oldest_at),
+            "length": known(vitals.outbox_length),
+            "lag_s": known(vitals.lag_s),
+            "oldest_at": utc(vitals.oldest_at),
         },
-        "workers": [worker_document(worker, redis.now) for worker in redis.workers],
-        "running": {"runs": redis.running, "overdue": redis.overdue},
-        "open": {"tasks": redis.open_tasks, "overdue": redis.overdue_tasks},
+        "workers": [worker_document(worker, vitals.now) for worker in vitals.workers],
+        "running": {"runs": known(vitals.notes), "overdue": known(len(vitals.late))},
+        "open": {"tasks": known(redis.open_tasks), "overdue": known(redis.overdue_tasks)},
     }
 
 
-def outbox_text(redis: RedisState) -> str:
+def outbox_text(vitals: Vitals) -> str:
     """Return how many records wait, and for how long."""
-    lag = f", the oldest for {seconds(redis.lag_s)} s" if redis.outbox_length else ""
-    return f"{redis.outbox_length} waiting{lag}"
+    lag = f", the oldest for {seconds(vitals.lag_s)} s" if vitals.outbox_length else ""
+    return f"{vitals.outbox_length} waiting{lag}"
 
 
 WORKER_COLUMNS = (
@@ -46,7 +54,7 @@ WORKER_COLUMNS = (
 )
 
 
-def worker_rows(redis: RedisState) -> list[Sequence[str]]:
+def worker_rows(vitals: Vitals) -> list[Sequence[str]]:
     """Return the cells of each worker for ``WORKER_COLUMNS``."""
     return [
         (
@@ -55,9 +63,9 @@ def worker_rows(redis: RedisState) -> list[Sequence[str]]:
                 NONE if it is None else str(it)
                 for it in (worker.host, worker.pid, worker.slots)
             ),
-            f"{worker.age_s(redis.now):.1f}",
+            f"{worker.age_s(vitals.now):.1f}",
             *(f"{worker.load[of]:.2f}" if of in worker.load else NONE for of in FIGURES),
-            "silent" if worker.is_silent(redis.now) else "",
+            "silent" if worker.is_silent(vitals.now) else "",
         )
-        for worker in redis.workers
+        for worker in vitals.workers
     ]

@@ -60,10 +60,16 @@ def command(ctx: click.Context, clear: bool, as_json: bool) -> None:
         click.echo(status_text(settings, redis, ledger, spool, terminal_width()))
     for problem in wrong:
         click.echo(f"Problem: {printable(problem)}", err=True)
-    if clear and redis.counters:
-        subtract_counters(settings, redis.counters)
+    counters = _counters(redis)
+    if clear and counters:
+        subtract_counters(settings, counters)
     if wrong:
         ctx.exit(1)
+
+
+def _counters(redis: RedisState) -> dict[str, int]:
+    """Return the counters that are shown: those above 0."""
+    return {name: n for name, n in redis.vitals.counters.items() if n}
 
 
 def _without_rts(app: Any, settings: Settings) -> list[str]:
@@ -96,7 +102,7 @@ def status_document(
     known = redis.server.reachable
     fleet = {
         **fleet_document(redis),
-        "counters": redis.counters,
+        "counters": _counters(redis),
         "alerts": {
             "firing": redis.alerts,
             "led": redis.alerts_led,
@@ -114,7 +120,7 @@ def status_document(
         "breaker": {
             # What a process that connects now would find.
             "state": "closed" if known else "open",
-            "opened": redis.counters.get("breaker_opened", 0) if known else None,
+            "opened": redis.vitals.counters.get("breaker_opened", 0) if known else None,
             "period_s": settings.breaker_period,
         },
         "clock": {"offset_s": redis.clock_offset_s, "error_s": redis.clock_error_s},
@@ -133,10 +139,10 @@ def status_text(
     """Return all of it as text."""
     blocks = [facts(_facts(settings, redis, ledger, spool))]
     if redis.server.reachable:
-        workers = worker_rows(redis)
+        workers = worker_rows(redis.vitals)
         blocks.append(render(WORKER_COLUMNS, workers, width) if workers else NO_WORKERS)
-    if redis.counters:
-        counters = [(name, str(n)) for name, n in redis.counters.items()]
+    counters = [(name, str(n)) for name, n in _counters(redis).items()]
+    if counters:
         blocks.append(render((Column("counter", number=False), Column("n")), counters, width))
     return "\n\n".join(blocks)
 
@@ -145,24 +151,25 @@ def _facts(
     settings: Settings, redis: RedisState, ledger: LedgerState, spool: int | None
 ) -> Iterator[tuple[str, str]]:
     """Yield what there is one of, each with its name."""
+    known = redis.server.reachable
     yield "Redis", _server(redis.server)
     yield "MongoDB", _server(ledger.server)
     if ledger.documents:
         yield "Ledger", ", ".join(f"{n} {name}" for name, n in ledger.documents.items())
     if redis.clock_offset_s is not None:
         yield "Clock", _clock(redis.clock_offset_s, redis.clock_error_s or 0.0)
-    opened = counted(redis.counters.get("breaker_opened", 0), "time")
-    yield "Breaker", f"closed, opened {opened} so far" if redis.server.reachable else "open"
-    if redis.outbox_length is not None:
-        yield "Outbox", outbox_text(redis)
+    opened = counted(redis.vitals.counters.get("breaker_opened", 0), "time")
+    yield "Breaker", f"closed, opened {opened} so far" if known else "open"
+    if known:
+        yield "Outbox", outbox_text(redis.vitals)
     waiting = "unknown number waiting" if spool is None else f"{spool} waiting"
     yield "Spool", f"{waiting} in {settings.spool_dir}"
-    if redis.open_tasks is not None:
-        late = f"{redis.overdue_tasks} past the deadline"
-        yield "Open tasks", f"{redis.open_tasks} not ended, {late}"
-    if redis.running is not None:
-        yield "Running", f"{redis.running} now, {redis.overdue} past the deadline"
-    if redis.alerts is not None and (redis.alerts or settings.webhooks):
+    if not known:
+        return
+    late = f"{redis.overdue_tasks} past the deadline"
+    yield "Open tasks", f"{redis.open_tasks} not ended, {late}"
+    yield "Running", f"{redis.vitals.notes} now, {len(redis.vitals.late)} past the deadline"
+    if redis.alerts or settings.webhooks:
         yield "Alerts", f"{redis.alerts} firing{'' if redis.alerts_led else f', {UNLED}'}"
         for n, (hook, waits) in enumerate(zip(settings.webhooks, redis.messages, strict=False)):
             which = f" {n + 1}" if len(settings.webhooks) > 1 else ""  # they may look the same

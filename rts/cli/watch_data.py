@@ -63,7 +63,7 @@ class Gatherer:
         """Take a snapshot."""
         redis, ledger = query_servers(self._settings)
         # By the clock of Redis, as all instants are.
-        known = utc(redis.now) if redis.server.reachable else None
+        known = utc(redis.vitals.now) if redis.server.reachable else None
         at = known or datetime.now(timezone.utc)
         objectives: Sequence[ObjectiveStatus] = ()
         types: dict[str, dict[str, ReportRow]] = {}

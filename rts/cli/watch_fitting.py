@@ -25,6 +25,7 @@ def fitted(snapshot: Snapshot, rows: int) -> tuple[Snapshot, str]:
         if len(table) > limit
     ]
     objectives, types, queues, workers = limits
+    vitals = snapshot.redis.vitals
     kept = set(foremost(snapshot.type_names, types, lambda name: _misses(snapshot, name)))
     return replace(
         snapshot,
@@ -38,12 +39,13 @@ def fitted(snapshot: Snapshot, rows: int) -> tuple[Snapshot, str]:
         queues=foremost(snapshot.queues, queues, lambda queue: queue.waiting),
         redis=replace(
             snapshot.redis,
-            workers=tuple(
-                foremost(
-                    snapshot.redis.workers,
+            vitals=replace(
+                vitals,
+                workers=foremost(
+                    vitals.workers,
                     workers,
-                    lambda w: (w.is_silent(snapshot.redis.now), w.load.get("load", 0.0)),
-                )
+                    lambda w: (w.is_silent(vitals.now), w.load.get("load", 0.0)),
+                ),
             ),
         ),
     ), f"Not shown, in less trouble: {', '.join(left_out)}"
@@ -51,7 +53,8 @@ def fitted(snapshot: Snapshot, rows: int) -> tuple[Snapshot, str]:
 
 def tables(snapshot: Snapshot) -> tuple[Sequence[object], ...]:
     """Return what has a row each: objectives, types, queues and workers."""
-    return snapshot.standings, snapshot.type_names, snapshot.queues, snapshot.redis.workers
+    workers = snapshot.redis.vitals.workers
+    return snapshot.standings, snapshot.type_names, snapshot.queues, workers
 
 
 def shares(sizes: Sequence[int], room: int) -> list[int]:

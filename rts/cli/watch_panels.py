@@ -61,9 +61,9 @@ def lines(
         _table(_OBJECTIVES, map(_standing_row, snapshot.standings), width),
         _table(_TYPES, _type_rows(snapshot, settings), width),
         _table(_QUEUES, queues, width),
-        _table(WORKER_COLUMNS, worker_rows(snapshot.redis), width),
+        _table(WORKER_COLUMNS, worker_rows(snapshot.redis.vitals), width),
     ]
-    if snapshot.redis.server.reachable and not snapshot.redis.workers:
+    if snapshot.redis.server.reachable and not snapshot.redis.vitals.workers:
         blocks.append(told([NO_WORKERS]))
     found: list[str] = []
     for block in blocks:
@@ -81,9 +81,9 @@ def _facts(snapshot: Snapshot) -> list[str]:
     if not redis.server.reachable:
         return [" · ".join(first)]
     return [
-        " · ".join([*first, f"Outbox {outbox_text(redis)}"]),
+        " · ".join([*first, f"Outbox {outbox_text(redis.vitals)}"]),
         f"Open {redis.open_tasks}, {redis.overdue_tasks} past the deadline · "
-        f"Running {redis.running}, {redis.overdue} past the deadline",
+        f"Running {redis.vitals.notes}, {len(redis.vitals.late)} past the deadline",
     ]
 
 
@@ -165,5 +165,5 @@ def _queue_row(state: QueueState, at: datetime, fleet: RedisState) -> Sequence[s
         state.name,
         *(str(n) for n in (state.waiting, state.ordered, state.demoted, state.plain)),
         NONE if due_at is None else seconds(due_at - at.timestamp()),
-        str(fleet.slots_for(state.name)) if fleet.server.reachable else NONE,
+        str(fleet.vitals.slots_for(state.name)) if fleet.server.reachable else NONE,
     )

@@ -160,24 +160,25 @@ def state(
     if redis is None:
         return {"open": None, "overdue": None, "fleet": None, "outbox": None}
     waiting = None if queues is None else sum(summary.state.waiting for summary in queues)
+    vitals = redis.vitals
     count, overdue = redis.open_tasks, redis.overdue_tasks
     if not settings.open_max:  # published tasks are not tracked: count the hopeless
         late = sum(summary.hopeless + summary.state.demoted for summary in queues or ())
-        overdue = late + (redis.overdue or 0)
-        count = (waiting or 0) + (redis.running or 0)
-    workers = redis.live_workers
+        overdue = late + len(vitals.late)
+        count = (waiting or 0) + vitals.notes
+    workers = vitals.live_workers
     loads = [worker.load["load"] for worker in workers if "load" in worker.load]
     return {
-        "open": {"tasks": count, "waiting": waiting, "running": redis.running},
+        "open": {"tasks": count, "waiting": waiting, "running": vitals.notes},
         "overdue": overdue,
         "fleet": {
             "workers": len(workers),
-            "silent": len(redis.workers) - len(workers),
+            "silent": len(vitals.workers) - len(workers),
             "slots": sum(worker.slots or 0 for worker in workers),
             "load": sum(loads) / len(loads) if loads else None,
             "highest_load": max(loads, default=None),
         },
-        "outbox": {"length": redis.outbox_length, "lag_s": redis.lag_s},
+        "outbox": {"length": vitals.outbox_length, "lag_s": vitals.lag_s},
     }
 
 
@@ -190,8 +191,9 @@ def workers(
     rows = {row.key: asdict(row) for row in counted}
     found: list[Document] = []
     if redis is not None:
-        for beat in sorted(redis.workers, key=lambda beat: beat.is_silent(redis.now)):
-            shown = worker_document(beat, redis.now)
+        now = redis.vitals.now
+        for beat in sorted(redis.vitals.workers, key=lambda beat: beat.is_silent(now)):
+            shown = worker_document(beat, now)
             found.append({**shown, "report": rows.pop(beat.worker, None)})
     for name, row in rows.items():  # gone, or Redis is unavailable
         found.append({"worker": name, "report": row})
@@ -207,7 +209,7 @@ def queue(summary: QueueSummary, redis: RedisState | None) -> Document:
     """Return one queue and the tasks at its head. ``drain_s``: seconds until the workers that
     consume it have worked off its backlog; ``None`` without any, or without a known tau.
     """
-    slots = None if redis is None else redis.slots_for(summary.state.name)
+    slots = None if redis is None else redis.vitals.slots_for(summary.state.name)
     waiting = summary.state.waiting
     mean_s = summary.mean_s if waiting else 0.0
     return {

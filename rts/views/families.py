@@ -114,7 +114,7 @@ def _histograms(reading: Reading) -> Iterator[Any]:
 
 
 def _status_counters(reading: Reading) -> Iterator[Any]:
-    counters = {**dict.fromkeys(FROM_THE_START, 0), **reading.counters}
+    counters = {**dict.fromkeys(FROM_THE_START, 0), **reading.vitals.counters}
     opened = counters.pop("breaker_opened", 0)
     yield _counter(
         "rts_refused",
@@ -139,12 +139,14 @@ def gauges(reading: Reading) -> Iterator[Any]:
         sorted(((kind, task or ""), tau) for (kind, task), tau in reading.taus.items()),
     )
     yield GaugeMetricFamily(
-        "rts_outbox_records", "Records on their way to the ledger.", value=reading.outbox_length
+        "rts_outbox_records",
+        "Records on their way to the ledger.",
+        value=reading.vitals.outbox_length,
     )
     yield GaugeMetricFamily(
         "rts_outbox_lag_seconds",
         "Age of the oldest record on its way to the ledger; 0 if there is none.",
-        value=reading.outbox_lag_s,
+        value=reading.vitals.lag_s,
     )
     yield _gauge(
         "rts_open_tasks",

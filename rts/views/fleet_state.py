@@ -5,7 +5,7 @@ flight.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rts.keys import Keys
@@ -21,19 +21,20 @@ LOSSES = ("outbox_dropped", "spool_dropped", "records_lost")
 
 @dataclass(frozen=True)
 class Vitals:
-    """Instants in epoch seconds, by the clock of Redis."""
+    """Instants in epoch seconds, by the clock of Redis; the defaults are of an empty one."""
 
-    now: float
-    outbox_length: int
+    #: Its time when it was asked.
+    now: float = 0.0
+    outbox_length: int = 0
     #: Instant of the oldest record in the outbox; ``None`` if it is empty.
-    oldest_at: float | None
+    oldest_at: float | None = None
     #: By name, at least 0.
-    counters: Mapping[str, int]
-    #: Including workers that are gone, for a while.
-    workers: Sequence[Heartbeat]
+    counters: Mapping[str, int] = field(default_factory=dict)
+    #: The last heartbeats, also of workers that are gone, for a while; by name.
+    workers: Sequence[Heartbeat] = ()
     #: How many runs in flight are noted, and those whose notes can be read.
-    notes: int
-    running: Sequence[Execution]
+    notes: int = 0
+    running: Sequence[Execution] = ()
 
     @property
     def lag_s(self) -> float:
@@ -44,6 +45,19 @@ class Vitals:
     def late(self) -> list[Execution]:
         """The runs in flight past their deadline."""
         return [run for run in self.running if run.deadline < self.now]
+
+    @property
+    def live_workers(self) -> list[Heartbeat]:
+        """The workers that are not silent."""
+        return [worker for worker in self.workers if not worker.is_silent(self.now)]
+
+    def takers(self, queue: str) -> list[Heartbeat]:
+        """Return the live workers that consume *queue*, or may."""
+        return [worker for worker in self.live_workers if worker.takes_from(queue)]
+
+    def slots_for(self, queue: str) -> int:
+        """Return the slots of the live workers that consume *queue*, or may."""
+        return sum(worker.slots or 0 for worker in self.takers(queue))
 
 
 def ask_vitals(link: Link, keys: Keys, *more: bytes) -> tuple[Vitals, list[Any]]:
@@ -62,7 +76,7 @@ def ask_vitals(link: Link, keys: Keys, *more: bytes) -> tuple[Vitals, list[Any]]
         outbox_length=int(length),
         oldest_at=int(oldest[0][0].partition(b"-")[0]) / 1000 if oldest else None,
         counters=as_counts(counters),
-        workers=read_heartbeats(beats),
+        workers=sorted(read_heartbeats(beats), key=lambda beat: (beat.worker, beat.instance)),
         notes=len(notes),
         running=list(read_runs(notes)),
     )

@@ -52,14 +52,15 @@ def fleet_problems(redis: RedisState, *, ledger_up: bool) -> list[str]:
             "records among them. Set noeviction, or give rts a server of its own "
             "(rts_redis_url)"
         )
-    if redis.lag_s is not None and redis.lag_s > MAX_LAG_S:
+    lag_s = redis.vitals.lag_s
+    if lag_s > MAX_LAG_S:
         why = "It waits for MongoDB"
         if ledger_up:
             why = (
                 "Is a drain running (a worker with rts_drain, or rts drain), and does MongoDB "
                 "keep up?"
             )
-        found.append(f"the oldest record has been in the outbox for {redis.lag_s:.0f} s. {why}")
+        found.append(f"the oldest record has been in the outbox for {lag_s:.0f} s. {why}")
     dead = dead_fleet(redis)
     return found if dead is None else [*found, dead]
 
@@ -71,14 +72,15 @@ def refused_writes(redis: RedisState) -> str:
 
 def dropped_records(redis: RedisState) -> dict[str, int]:
     """Return the counters of records that were dropped, those above 0."""
-    return {name: redis.counters[name] for name in LOSSES if redis.counters.get(name)}
+    counters = redis.vitals.counters
+    return {name: counters[name] for name in LOSSES if counters.get(name)}
 
 
 def dead_fleet(redis: RedisState) -> str | None:
     """Return that no worker is alive, or none has slots, if tasks miss one. A Redis that
     refuses writes may refuse heartbeats, so it knows of none.
     """
-    alive = redis.live_workers
+    alive = redis.vitals.live_workers
     if not redis.overdue_tasks or redis.refusal is not None or any(map(_can_run, alive)):
         return None
     late = counted(redis.overdue_tasks, "task")
@@ -97,7 +99,7 @@ def queue_problems(
     """
     found = []
     for state in sorted(states, key=lambda state: -state.waiting):
-        takers = redis.takers(state.name)
+        takers = redis.vitals.takers(state.name)
         told = [worker.ordered for worker in takers if worker.ordered is not None]
         ordered = state.ordered + state.demoted
         if ordered and not (any(told) if told else settings.scheduler == "edf"):
@@ -106,7 +108,7 @@ def queue_problems(
                 "which workers without rts_scheduler = 'edf' do not see. Set it for those of "
                 "this queue, or rts queues --to-fifo moves them"
             )
-        elif state.waiting and redis.live_workers and not any(map(_can_run, takers)):
+        elif state.waiting and redis.vitals.live_workers and not any(map(_can_run, takers)):
             waiting = f"{counted(state.waiting, 'message')} in the queue {state.name}"
             if takers:
                 found.append(

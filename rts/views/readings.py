@@ -34,6 +34,7 @@ class Histogram:
 class Reading:
     """A snapshot of Redis. Durations in seconds; labels of at most a few hundred characters."""
 
+    vitals: Vitals = field(default_factory=Vitals)
     #: By task type, task name and state.
     runs: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     #: By task type, task name, queue and cause of the miss (``met`` if there was none).
@@ -42,9 +43,6 @@ class Reading:
     histograms: Mapping[tuple[str, str], Histogram] = field(default_factory=dict)
     #: By task type, and task name (``None``: the type's own).
     taus: Mapping[tuple[str, str | None], float] = field(default_factory=dict)
-    counters: Mapping[str, int] = field(default_factory=dict)
-    outbox_length: int = 0
-    outbox_lag_s: float = 0.0
     #: By queue: before their deadline; past it and running; past it and waiting.
     open_tasks: Mapping[str, int] = field(default_factory=dict)
     overdue_running: Mapping[str, int] = field(default_factory=dict)
@@ -75,10 +73,8 @@ def read(link: Link, settings: Settings) -> Reading:
     _, refusal = ask_facts(link, settings)
     return replace(
         _counted(counted),
+        vitals=vitals,
         taus=_taus(replies_as_text(taus)),
-        counters=vitals.counters,
-        outbox_length=vitals.outbox_length,
-        outbox_lag_s=vitals.lag_s,
         open_tasks=_with_prefix(by_queue, "open "),
         overdue_running={queue: min(n, running[queue]) for queue, n in overdue.items()},
         overdue_waiting={queue: max(0, n - running[queue]) for queue, n in overdue.items()},
@@ -115,7 +111,7 @@ def _counted(fields: Mapping[str, str]) -> Reading:
             case [kind, task_type, bound]:
                 counts.setdefault((kind, task_type), {})[bound] = int(number)
     histograms = {key: Histogram(found, sums.get(key, 0.0)) for key, found in counts.items()}
-    return Reading(runs, verdicts, histograms)
+    return Reading(runs=runs, verdicts=verdicts, histograms=histograms)
 
 
 def _taus(fields: Mapping[str, str]) -> dict[tuple[str, str | None], float]:
@@ -132,8 +128,7 @@ def _taus(fields: Mapping[str, str]) -> dict[tuple[str, str | None], float]:
 def _live_workers(vitals: Vitals) -> tuple[Heartbeat, ...]:
     """Return the live workers: of several instances with one node name, the last one seen."""
     found: dict[str, Heartbeat] = {}
-    for beat in sorted(vitals.workers, key=lambda beat: beat.seen_at):
-        if not beat.is_silent(vitals.now):
-            name = beat.worker[:MAX_LABEL]
-            found[name] = beat._replace(worker=name)
+    for beat in sorted(vitals.live_workers, key=lambda beat: beat.seen_at):
+        name = beat.worker[:MAX_LABEL]
+        found[name] = beat._replace(worker=name)
     return tuple(found.values())

@@ -17,7 +17,7 @@ from rts.link.scripts import pack
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
 from rts.urls import shown_url
-from rts.views.fleet_state import ask_vitals
+from rts.views.fleet_state import Vitals, ask_vitals
 from rts.views.json_values import utc
 from rts.views.redis_facts import ask_facts, eviction_of, version_of
 
@@ -36,30 +36,19 @@ class ServerState:
 
 @dataclass(frozen=True)
 class RedisState:
-    """The state of Redis and of the fleet. Instants are epoch seconds by its clock."""
+    """The state of Redis and of the fleet. If it does not answer, there is only ``server``."""
 
     server: ServerState
-    #: Its time when it was asked.
-    now: float = 0.0
+    vitals: Vitals = field(default_factory=Vitals)
     #: Its clock minus this host's, known to ± ``clock_error_s``.
     clock_offset_s: float | None = None
     clock_error_s: float | None = None
-    outbox_length: int | None = None
-    #: Instant of the oldest record in the outbox; ``None`` if it is empty.
-    oldest_at: float | None = None
-    #: Age of that record; 0 if the outbox is empty.
-    lag_s: float | None = None
-    counters: Mapping[str, int] = field(default_factory=dict)
-    #: The last heartbeats, also of workers that are gone, for a while.
-    workers: tuple[Heartbeat, ...] = ()
-    running: int | None = None
-    overdue: int | None = None
     #: Tasks that were published and have not ended, and those of them whose deadline
     #: has passed.
-    open_tasks: int | None = None
-    overdue_tasks: int | None = None
+    open_tasks: int = 0
+    overdue_tasks: int = 0
     #: Alerts that fire, and whether a leader evaluates them now.
-    alerts: int | None = None
+    alerts: int = 0
     alerts_led: bool = False
     #: Messages that wait for each of ``rts_webhooks``.
     messages: tuple[int, ...] = ()
@@ -67,19 +56,6 @@ class RedisState:
     eviction: str | None = None
     #: Why it refuses what rts writes, with what to do about it; ``None``: it says nothing.
     refusal: str | None = None
-
-    @property
-    def live_workers(self) -> list[Heartbeat]:
-        """The workers that are not silent."""
-        return [worker for worker in self.workers if not worker.is_silent(self.now)]
-
-    def takers(self, queue: str) -> list[Heartbeat]:
-        """Return the live workers that consume *queue*, or may."""
-        return [worker for worker in self.live_workers if worker.takes_from(queue)]
-
-    def slots_for(self, queue: str) -> int:
-        """Return the slots of the live workers that consume *queue*, or may."""
-        return sum(worker.slots or 0 for worker in self.takers(queue))
 
 
 @dataclass(frozen=True)
@@ -111,16 +87,9 @@ def ask_redis(link: Link, settings: Settings) -> RedisState:
     waiting, due, late, alerts, led, *messages = map(int, replies)
     return RedisState(
         server=ServerState(shown_url(settings.redis_url), True, version_of(facts), latency_s),
-        now=vitals.now,
+        vitals=vitals,
         clock_offset_s=now - (sent_at + latency_s / 2),
         clock_error_s=latency_s / 2,
-        outbox_length=vitals.outbox_length,
-        oldest_at=vitals.oldest_at,
-        lag_s=vitals.lag_s,
-        counters={name: n for name, n in vitals.counters.items() if n},
-        workers=tuple(sorted(vitals.workers, key=lambda beat: (beat.worker, beat.instance))),
-        running=vitals.notes,
-        overdue=len(vitals.late),
         open_tasks=waiting + late,
         overdue_tasks=due + late,
         alerts=alerts,

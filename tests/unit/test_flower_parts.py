@@ -28,6 +28,7 @@ from rts.flower.timeline import MAX_RUNS, timeline
 from rts.ledger.connection import connect
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
+from rts.views.fleet_state import Vitals
 from rts.views.histogram import bucket
 from rts.views.json_values import plain
 from rts.views.problems import MAX_QUEUES, queue_problems
@@ -37,6 +38,7 @@ from rts.views.series import Point
 from rts.views.status import RedisState, ServerState
 from rts.views.tally import Tally
 from tests.conftest import printed
+from tests.records import run as record
 
 T = TypeVar("T")
 
@@ -524,7 +526,7 @@ def test_the_report_of_a_worker_that_was_restarted_stands_beside_the_live_one() 
         Heartbeat(f"w@h/{pid}", 100.0 - age_s, "w@h", {}, "h", pid, 2)
         for pid, age_s in ((1, 60.0), (2, 0.5))
     )
-    redis = RedisState(ServerState("redis://r/0", True), now=100.0, workers=(dead, live))
+    redis = RedisState(ServerState("redis://r/0", True), Vitals(100.0, workers=(dead, live)))
     found = page_parts.workers(redis, [row_of("w@h", Tally(verdicts=3))], [])
     assert [(w["silent"], w["report"] is not None) for w in found] == [
         (False, True),
@@ -542,7 +544,8 @@ def test_a_large_fleet_shows_its_silent_workers_first_of_all() -> None:
 
 def test_pages_name_the_longest_queues_that_nobody_takes_from() -> None:
     worker = Heartbeat("w@h/1", 0.0, "w@h", {}, "h", 1, 2, queues=("taken",))
-    redis = RedisState(ServerState("redis://r/0", True), lag_s=61.2, workers=(worker,))
+    vitals = Vitals(1.0, 1, oldest_at=1.0 - 61.2, workers=(worker,))
+    redis = RedisState(ServerState("redis://r/0", True), vitals)
     waiting = {"taken": 9, **{f"q{n}": n for n in range(8)}}
     queues = [
         source.QueueSummary(QueueState(name, 0, 0, n, None), 0, 0.0, [])
@@ -582,7 +585,7 @@ def test_messages_in_order_are_hidden_where_no_worker_of_their_queue_sees_the_or
         )
         for n, ordered in enumerate(workers)
     ]
-    redis = RedisState(ServerState("redis://r/0", True), workers=tuple(states))
+    redis = RedisState(ServerState("redis://r/0", True), Vitals(workers=states))
     queue = QueueState("mail", 1, 1, 0, 9.0)
     found = queue_problems([queue], redis, Settings(scheduler=scheduler))
     assert [problem[:28] for problem in found] == ["2 messages in deadline order"] * hidden
@@ -595,7 +598,9 @@ def test_what_is_overdue_is_told_as_by_status_though_no_worker_is_there_to_find_
 
 
 def test_without_notes_of_open_tasks_those_that_wait_and_run_are_counted() -> None:
-    redis = RedisState(ServerState("redis://r/0", True), running=4, overdue=1)
+    late = record("late")._replace(deadline=1.0)
+    vitals = Vitals(2.0, notes=4, running=[late])
+    redis = RedisState(ServerState("redis://r/0", True), vitals)
     queues = [source.QueueSummary(QueueState("q", 5, 6, 7, None), 2, 0.0, [])]
     state = page_parts.state(Settings(open_max=0), redis, queues)
     assert state["open"] == {"tasks": 22, "waiting": 18, "running": 4}

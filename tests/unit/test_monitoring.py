@@ -17,6 +17,7 @@ from rts.objectives import BURN_RULES, MIN_MISSES
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
 from rts.views import families
+from rts.views.fleet_state import Vitals
 from rts.views.queue_state import QueueState
 from rts.views.readings import Histogram, Reading
 from rts.views.slo import ObjectiveStatus, WindowStanding
@@ -45,11 +46,11 @@ def promtool(*arguments: str, cwd: Path = FOLDER) -> subprocess.CompletedProcess
 def names() -> set[str]:
     """Return the names of all series that the exporter can show."""
     reading = Reading(
+        vitals=Vitals(counters={"x": 1}),
         runs={("t", "n", "SUCCESS"): 1},
         verdicts={("t", "n", "q", "met"): 1, ("t", "n", "q", "late"): 1},
         histograms={(kind, "t"): Histogram({}, 1.0) for kind in families.HISTOGRAMS},
         taus={("t", None): 1.0},
-        counters={"x": 1},
         open_tasks={"q": 1},
         overdue_running={"q": 1},
         workers=(Heartbeat("w/1", 1.0, "w", {"cpu": 0.5}, slots=1),),

@@ -17,6 +17,7 @@ from rts.cli.watch_panels import lines, lines_within
 from rts.objectives import BURN_RULES, WINDOWS
 from rts.settings import Settings
 from rts.unfinished.heartbeat import Heartbeat
+from rts.views.fleet_state import Vitals
 from rts.views.queue_state import QueueState
 from rts.views.report import row_of
 from rts.views.slo import ObjectiveStatus, WindowStanding
@@ -49,7 +50,9 @@ def picture(size: int) -> Snapshot:
     numbers = range(size)
     return Snapshot(
         at=datetime(2030, 1, 1, tzinfo=timezone.utc),
-        redis=RedisState(ServerState("redis", True), workers=tuple(map(worker, numbers))),
+        redis=RedisState(
+            ServerState("redis", True), Vitals(workers=list(map(worker, numbers)))
+        ),
         ledger=LedgerState(ServerState("mongo", True)),
         standings=list(map(standing, numbers)),
         types={window: {f"type{n:03}": row(n) for n in numbers} for window in SHOWN},
