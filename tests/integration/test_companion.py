@@ -33,6 +33,7 @@ from rts.companion.loop import run as run_companion
 from rts.companion.process import LAST_S
 from rts.companion.supervisor import Companion
 from rts.errors import StoreUnavailable
+from rts.ledger.drain import BATCH
 from rts.ledger.outbox import RedisOutbox
 from rts.ledger.spool import Spool
 from rts.link.link import Link
@@ -633,6 +634,18 @@ def test_draining_once_makes_room_in_a_redis_that_is_full(
             drain_alone(settings, threading.Event(), once=True)
         assert all_there(mongo, 10)()
         assert client.xlen(settings.keys.outbox) == 0
+
+
+def test_a_last_drain_ends_in_time_though_the_outbox_is_not_empty(
+    settings: Settings, redis_client: redis.Redis, mongo: Any
+) -> None:
+    fill(redis_client, settings, 2 * BATCH + 1)
+    chores = LedgerChores(settings, FleetClock(), "a", health.Outages(time.monotonic))
+    chores.drain_all(0.0)
+    assert chores.drain.moved == BATCH
+    chores.drain_all(PATIENCE_S)
+    assert all_there(mongo, 2 * BATCH + 1)()
+    chores.close()
 
 
 def test_busy_days_are_rolled_up_ahead_by_one_of_the_fleet(
