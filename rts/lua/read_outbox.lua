@@ -19,7 +19,6 @@ local stream, group, me, most = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 -- Claims idle entries. Not by XAUTOCLAIM, which needs Redis 6.2, and before Redis 7 leaves
 -- entries that were trimmed from the stream pending for ever.
 local function take_over()
-  delete_idle(stream, group, me, GONE_MS)
   local ids, entries, there = {}, {}, {}
   for _, pending in ipairs(redis.call('XPENDING', stream, group, '-', '+', most)) do
     if pending[3] >= tonumber(ARGV[4]) then
@@ -54,15 +53,16 @@ local function holder_of(turn, ms)
   return type(whose) == 'string' and not outlasts(turn, ms) and whose
 end
 
+-- Returns whether it is noted: not where memory is used up.
 local function keep(turn, ms)
-  if ms > 0 then
-    redis.pcall('SET', turn, me, 'PX', ms) -- refused where memory is used up
-  end
+  return ms > 0 and redis.pcall('SET', turn, me, 'PX', ms).ok
 end
 
 local entries = {}
 if not holder_of(KEYS[3], look_ms) then
-  keep(KEYS[3], look_ms)
+  if keep(KEYS[3], look_ms) then -- else each read of each drain comes here
+    delete_idle(stream, group, me, GONE_MS)
+  end
   entries = take_over()
 end
 if #entries == 0 then

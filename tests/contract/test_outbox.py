@@ -281,4 +281,12 @@ def test_one_drain_of_a_fleet_looks_for_what_dead_ones_left() -> None:
         client.config_set("maxmemory", 1)
         drain = RedisOutbox(link, settings, "d", takeover_s=60.0, gather_s=0.4)
         assert len(drain.read(1000).entries) == 1
+
+        def asked() -> int:
+            stats = client.info("commandstats").items()
+            return sum(of["calls"] for name, of in stats if name.startswith("cmdstat_xinfo"))
+
+        before = asked()
+        drain.read(500)
+        assert asked() - before == 1, "not for the whole fleet's consumers each time"
         link.close()
