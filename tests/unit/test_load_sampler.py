@@ -298,13 +298,15 @@ def test_a_fork_waits_for_the_thread_inside_the_gate(tmp_path: Path) -> None:
         import os, threading
         from rts import forks
         gate = forks.ForkGate()
-        with gate.no_fork():
+        def fork_inside():
             # One that forks itself neither waits for itself nor opens the gate.
-            gate._max_wait_s = 1e6
-            if os.fork() == 0:
-                print("own", flush=True)
-                os._exit(0)
-            os.wait()
+            with gate.no_fork():
+                gate._max_wait_s = 1e6
+                if os.fork() == 0:
+                    print("own", flush=True)
+                    os._exit(0)
+                os.wait()
+        fork_inside()
         inside, leave, reading = threading.Event(), threading.Event(), []
         def read():
             with gate.no_fork():
@@ -322,6 +324,7 @@ def test_a_fork_waits_for_the_thread_inside_the_gate(tmp_path: Path) -> None:
             os._exit(0)
         os.wait()
         reader.join()
+        fork_inside()  # after a fork that held the gate
         inside.clear(), leave.clear()
         reader = threading.Thread(target=read)
         reader.start()
@@ -346,4 +349,6 @@ def test_a_fork_waits_for_the_thread_inside_the_gate(tmp_path: Path) -> None:
         print("waits again", gate._max_wait_s)
         """,
     )
-    assert out.splitlines() == ["own", "free", "late", "still works 0.0", "waits again 1.0"]
+    assert out.splitlines() == [
+        *("own", "free", "own", "late", "still works 0.0", "waits again 1.0")
+    ]
