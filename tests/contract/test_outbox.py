@@ -9,6 +9,7 @@ import redis
 
 from rts.ledger.outbox import MAX_TAKEN, RedisOutbox
 from rts.link.link import Link
+from rts.link.scripts import READ_OUTBOX, Script
 from rts.records import Learned
 from rts.settings import Settings
 from rts.testing import RedisServer, wait_until
@@ -207,6 +208,32 @@ def test_entries_that_were_trimmed_do_not_stay_pending(
     (entry,) = heir.read(3).entries
     assert entry.execution.task_id == "2"
     assert redis_client.xpending(key, "rts")["pending"] == 1
+
+
+def test_drains_that_are_gone_leave_the_group(
+    settings: Settings, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ten_minutes, at_once = b"GONE_MS = 600000", b"GONE_MS = 0"
+    assert ten_minutes in READ_OUTBOX.text
+    script = Script(READ_OUTBOX.text.replace(ten_minutes, at_once))
+    monkeypatch.setattr("rts.ledger.outbox.READ_OUTBOX", script)
+    keys, link = settings.keys, Link(settings)
+    for name in ("in the middle", "gone"):
+        redis_client.xadd(keys.outbox, {"r": run("0").to_json()})
+        drain = RedisOutbox(link, settings, name)
+        (entry,) = drain.read(1).entries
+    drain.done([entry.entry_id])
+    heir = RedisOutbox(link, settings, "heir")
+
+    def left() -> bool:
+        redis_client.delete(keys.takeover)  # it is time for a look
+        heir.read(1)
+        consumers = redis_client.xinfo_consumers(keys.outbox, "rts")
+        return {each["name"] for each in consumers} == {"in the middle", "heir"}
+
+    wait_until(left, message="only the one without pending entries is removed")
+    assert redis_client.xpending(keys.outbox, "rts")["pending"] == 1
+    link.close()
 
 
 def test_a_fleet_of_drains_lets_records_gather(
