@@ -9,7 +9,7 @@ are ready, and start them before whatever they take afterwards.
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -111,9 +111,9 @@ class Workers:
             for number in numbers
         }
         #: What has happened since the last :meth:`take`: workers that have ended a run, the
-        #: queues of the tasks that were pushed, and the tasks that have started.
+        #: number of tasks pushed by queue, and the tasks that have started.
         self._freed: list[Worker] = []
-        self._pushed: list[int] = []
+        self._pushed: Counter[int] = Counter()
         self._started: list[Waiting] = []
         #: By the number of a task that was taken and has not ended.
         self._takers: dict[int, Worker] = {}
@@ -128,23 +128,37 @@ class Workers:
             queue = self._only
         self._waiting += 1
         self._queues.push(queue, task)
-        self._pushed.append(queue)
+        self._pushed[queue] += 1
 
     def take(self, now: float) -> list[Waiting]:
         """Have the workers take what they have room for; return the tasks that have started."""
         self.dropped = []
         for worker in self._freed:
-            while self._waiting and worker.has_room() and self._take(worker, now):
+            while self._waiting and worker.has_room() and self._take(worker, now) is not None:
                 pass
         self._freed.clear()
-        while self._pushed:
-            queue = self._pushed.pop()
-            if self._waiting and any(self._take(w, now) for w in self._takers_of(queue)):
+        pushed = self._pushed
+        while pushed:
+            queue = next(iter(pushed))
+            taken = self._take_one(queue, now) if self._waiting else None
+            if taken is None:  # nobody takes anything from it
+                del pushed[queue]
                 continue
-            # Nobody takes anything from it.
-            self._pushed = [other for other in self._pushed if other != queue]
+            pushed[taken] -= 1  # perhaps from another queue of the same worker
+            if pushed[taken] <= 0:
+                del pushed[taken]
         started, self._started = self._started, []
         return started
+
+    def _take_one(self, queue: int, now: float) -> int | None:
+        """Have a worker that takes from *queue* take a task, of this or another of its queues;
+        return the number of that queue; ``None``: nobody takes any.
+        """
+        for worker in self._takers_of(queue):
+            taken = self._take(worker, now)
+            if taken is not None:
+                return taken
+        return None
 
     def _takers_of(self, queue: int) -> Iterable[Worker]:
         """Return those that take from *queue* and have room, the one that has waited longest
@@ -155,8 +169,8 @@ class Workers:
             return lines[0]
         return heapq.merge(*lines, key=attrgetter("since"))
 
-    def _take(self, worker: Worker, now: float) -> bool:
-        """Have *worker* take a task; return whether there was one for it."""
+    def _take(self, worker: Worker, now: float) -> int | None:
+        """Have *worker* take a task; return the number of its queue, ``None``: none for it."""
         queues = self._queues
         found = queues.pop(worker.number, now, worker.may_take_demoted())
         if queues.dropped:
@@ -164,7 +178,7 @@ class Workers:
             self.dropped += queues.dropped
             queues.dropped.clear()
         if found is None:
-            return False
+            return None
         queue, task, demoted = found
         self._waiting -= 1
         if task.weight > 1 and self._split is not None and task.ready <= now:
@@ -172,7 +186,7 @@ class Workers:
             if rest is not None:
                 self._waiting += 1
                 queues.put_back(queue, rest)
-                self._pushed.append(queue)
+                self._pushed[queue] += 1
         self._takers[task.number] = worker
         if task.ready > now:
             self._early.add(task.number)
@@ -190,7 +204,7 @@ class Workers:
             worker.line.move_to_end(worker)
         else:
             del worker.line[worker]
-        return True
+        return queue
 
     def ready(self, task: Waiting) -> None:
         """Have the worker that holds *task*, if one has taken it, start it in its turn."""

@@ -424,6 +424,14 @@ def test_queues_that_share_workers_delay_each_other(
     assert got.start - 1000.0 == pytest.approx(seconds + 0.5, abs=1.1, rel=0.1)
 
 
+def test_no_worker_idles_while_tasks_that_came_together_wait_in_its_queue() -> None:
+    just = [work._replace(arrival=999.9) for work in of_same_length(0, 0, 1)]
+    groups = [WorkerGroup(1, (0, 1)), WorkerGroup(1, (1,))]
+    snapshot = Snapshot(1000.0, 1, just, ended=EACH_1_S, groups=groups)
+    got = forecast.of_waiting(snapshot, 1)
+    assert got.start_high - 1000.0 == pytest.approx(1.0, abs=0.3)
+
+
 def test_a_held_task_of_another_queue_delays_only_the_workers_of_that_queue() -> None:
     groups = [WorkerGroup(1, (0,)), WorkerGroup(1, (1,))]
     held = of_same_length(*[1] * 10, *[0] * 3)
