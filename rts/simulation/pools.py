@@ -5,6 +5,7 @@ Workers that take from the same queues are a pool.
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
@@ -81,11 +82,24 @@ def pools_of(workers: Collection[WorkerRuns], queues: int) -> list[Pool]:
         for n in range(queues)
     ]
     total = [len(of) for of in starts]
+    rare = BY_CHANCE / max(1, len(workers))
 
     def meanwhile(worker: WorkerRuns) -> list[int]:
         """Return how many runs of each queue have started in the time of *worker*."""
         first, last = min(worker.all_starts()), max(worker.all_starts())
         return [bisect_right(of, last) - bisect_left(of, first) for of in starts]
+
+    def may_share(own: frozenset[int], alike: Collection[WorkerRuns], kind: _Kind) -> bool:
+        """Return whether it may be chance that none of the workers has run tasks of both *own*,
+        the queues of *alike*, and those of *kind*. All are judged together: each may have run
+        too few.
+        """
+        if not own.isdisjoint(kind.queues):
+            return True
+        ours, theirs = (sum(total[queue] for queue in of) for of in (own, kind.queues))
+        share = ours / (ours + theirs)
+        runs = (len(worker.ends) for worker in chain(alike, kind.workers))
+        return math.prod(share**n + (1 - share) ** n for n in runs) > rare
 
     def may_join(worker: WorkerRuns, kind: _Kind) -> bool:
         own = worker.starts.keys()
@@ -94,21 +108,27 @@ def pools_of(workers: Collection[WorkerRuns], queues: int) -> list[Pool]:
 
         def by_chance(tries: int, queue: int) -> bool:
             """Return whether so many runs may be none of a queue that was taken from."""
-            return (1 - runs[queue] / both) ** tries > BY_CHANCE / len(workers)
+            return (1 - runs[queue] / both) ** tries > rare
 
-        # All of a kind are judged together: each may have run too few to tell.
+        others = () if own.isdisjoint(kind.queues) else own - kind.queues  # see may_share
         return all(by_chance(len(worker.ends), queue) for queue in kind.queues - own) and all(
-            by_chance(kind.runs, queue) for queue in own - kind.queues
+            by_chance(kind.runs, queue) for queue in others
         )
 
+    by_queues: defaultdict[frozenset[int], list[WorkerRuns]] = defaultdict(list)
+    for worker in sorted(workers, key=lambda worker: len(worker.ends), reverse=True):
+        by_queues[frozenset(worker.starts)].append(worker)
     kinds: list[_Kind] = []
-    for worker in sorted(workers, key=lambda w: (len(w.starts), len(w.ends)), reverse=True):
-        most_first = sorted(kinds, key=lambda kind: len(kind.queues), reverse=True)
-        kind = next((kind for kind in most_first if may_join(worker, kind)), None)
-        if kind is None:
-            kind = _Kind()
-            kinds.append(kind)
-        kind.add(worker)
+    for own, alike in sorted(by_queues.items(), key=lambda of: len(of[0]), reverse=True):
+        possible = [kind for kind in kinds if may_share(own, alike, kind)]
+        for worker in alike:
+            most_first = sorted(possible, key=lambda kind: len(kind.queues), reverse=True)
+            kind = next((kind for kind in most_first if may_join(worker, kind)), None)
+            if kind is None:
+                kind = _Kind()
+                kinds.append(kind)
+                possible.append(kind)
+            kind.add(worker)
     idle = {queue for queue, of in enumerate(starts) if not of}
     return [_pool(tuple(sorted(kind.queues | idle)), kind.workers) for kind in kinds]
 

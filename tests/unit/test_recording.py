@@ -333,6 +333,22 @@ def test_workers_beside_one_of_a_rare_queue_do_not_take_from_it() -> None:
     assert [pool.queues for pool in recorded(*few).pools] == [(0, 1)]
 
 
+@pytest.mark.parametrize("in_turn", [True, False])
+@pytest.mark.parametrize(
+    ("times", "kinds"), [(1, [(0, 1)]), (2, [(0,), (1,)]), (6, [(0,), (1,)])]
+)
+def test_workers_of_few_runs_are_told_apart_by_all_their_runs(
+    in_turn: bool, times: int, kinds: list[tuple[int, ...]]
+) -> None:
+    """In whatever order they are named."""
+    queues = "pq" * 25 if in_turn else "p" * 25 + "q" * 25
+    runs = [
+        a_run(3.0 * number + 10 * nth, 9, place=(f"{number:02}", 1), queue=queue)
+        for nth, (number, queue) in product(range(times), enumerate(queues))
+    ]
+    assert [pool.queues for pool in recorded(*runs).pools] == kinds
+
+
 def test_one_of_many_workers_that_ran_nothing_of_a_queue_by_chance_takes_from_it() -> None:
     runs = [
         a_run(20.0 * n, 10, place=(str(worker), 1), queue="q" if n % 5 < 2 and worker else "p")
