@@ -21,7 +21,7 @@ CLAIM_S = 0.25
 #: Seconds within which the end of a run becomes visible in Redis.
 ENDED_S = 0.25
 #: A task that stands for several is served in parts, so that time passes between them and some
-#: may turn hopeless: each is at most this share of all tasks taken before.
+#: may turn hopeless: each is at most this share of all tasks started before.
 PART = 0.02
 #: Unknown runs are numbered downwards from here.
 UNKNOWN = -(1 << 40)
@@ -64,8 +64,8 @@ class QueueSimulation:
         self._ends: list[tuple[float, int]] = []
         #: Heap of tasks with an eta by when they are ready.
         self._later: list[tuple[float, int, Waiting]] = []
-        #: Tasks that were taken of those that stand for several.
-        self._taken = 0.0
+        #: How many tasks have started.
+        self._begun = 0.0
         for work, task in zip(self._works, snapshot.waiting_tasks, strict=True):
             self._push(work, task)
         self._resume(snapshot, rng)
@@ -161,6 +161,7 @@ class QueueSimulation:
             for task in self._workers.take(self.now):
                 if task.number == target:
                     return self.now
+                self._begun += task.weight
                 run_s = self._runtimes.draw(self._work(task.number))
                 end = self.now + run_s * task.weight * self._stretch
                 heapq.heappush(self._ends, (end, task.number))
@@ -185,8 +186,7 @@ class QueueSimulation:
 
     def _split(self, task: Waiting) -> tuple[Waiting, Waiting | None]:
         """Divide a waiting task that stands for several: see PART."""
-        part = min(task.weight, max(1.0, PART * self._taken))
-        self._taken += part
+        part = min(task.weight, max(1.0, PART * self._begun))
         if part == task.weight:
             return task, None
         self._works.append(self._works[task.number])
