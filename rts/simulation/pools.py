@@ -90,30 +90,23 @@ def pools_of(workers: Collection[WorkerRuns], queues: int) -> list[Pool]:
         return [bisect_right(of, last) - bisect_left(of, first) for of in starts]
 
     def may_share(own: frozenset[int], alike: Collection[WorkerRuns], kind: _Kind) -> bool:
-        """Return whether it may be chance that none of the workers has run tasks of both *own*,
-        the queues of *alike*, and those of *kind*. All are judged together: each may have run
-        too few.
+        """Return whether those of *kind* may have run none of a queue in *own*, those of the
+        workers *alike*, by chance. All are judged together: each may have run too few to tell.
         """
-        if not own.isdisjoint(kind.queues):
-            return True
-        ours, theirs = (sum(total[queue] for queue in of) for of in (own, kind.queues))
-        share = ours / (ours + theirs)
-        runs = (len(worker.ends) for worker in chain(alike, kind.workers))
-        return math.prod(share**n + (1 - share) ** n for n in runs) > rare
+        both = sum(total[queue] for queue in own | kind.queues)
+        if own.isdisjoint(kind.queues):  # then these have run none of theirs either
+            share = sum(total[queue] for queue in own) / both
+            runs = (len(worker.ends) for worker in chain(alike, kind.workers))
+            return math.prod(share**n + (1 - share) ** n for n in runs) > rare
+        return all((1 - total[queue] / both) ** kind.runs > rare for queue in own - kind.queues)
 
     def may_join(worker: WorkerRuns, kind: _Kind) -> bool:
+        """Return whether *worker* may have run none of a queue of *kind* by chance."""
         own = worker.starts.keys()
         runs = meanwhile(worker) if own <= kind.queues else total
         both = sum(runs[queue] for queue in own | kind.queues)
-
-        def by_chance(tries: int, queue: int) -> bool:
-            """Return whether so many runs may be none of a queue that was taken from."""
-            return (1 - runs[queue] / both) ** tries > rare
-
-        others = () if own.isdisjoint(kind.queues) else own - kind.queues  # see may_share
-        return all(by_chance(len(worker.ends), queue) for queue in kind.queues - own) and all(
-            by_chance(kind.runs, queue) for queue in others
-        )
+        tries = len(worker.ends)
+        return all((1 - runs[queue] / both) ** tries > rare for queue in kind.queues - own)
 
     by_queues: defaultdict[frozenset[int], list[WorkerRuns]] = defaultdict(list)
     for worker in sorted(workers, key=lambda worker: len(worker.ends), reverse=True):
